@@ -61,7 +61,7 @@ impl Chance {
 }
 
 #[test]
-fn whatever_comes_no_event_reaches_a_webhook_of_another_account() {
+fn no_event_reaches_a_webhook_of_another_account() {
     const ACCOUNTS: [&str; 6] = ["acme", "Acme", "acme ", "7", "-7", "größe"];
     let seed = Uuid::new_v4().as_u64_pair().0;
     eprintln!("seed {seed}");
@@ -146,7 +146,7 @@ fn whatever_comes_no_event_reaches_a_webhook_of_another_account() {
 }
 
 #[test]
-fn an_account_that_changes_by_sql_decides_at_once() {
+fn a_change_of_an_account_by_sql_takes_effect_at_once() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let id = sandbox.webhook(&receiver.url("/one"), &["*"]);
@@ -226,7 +226,7 @@ fn failing() -> (Receiver, Arc<AtomicBool>) {
 }
 
 #[test]
-fn what_waits_for_a_webhook_of_another_account_by_then_is_dead_and_told() {
+fn a_waiting_delivery_whose_webhook_changes_account_is_dead_and_reported() {
     let sandbox = Sandbox::new();
     let (receiver, is_well) = failing();
     let id = webhook(&sandbox, &receiver.url("/a"), &["*"], Some("a"));
@@ -274,7 +274,7 @@ fn what_waits_for_a_webhook_of_another_account_by_then_is_dead_and_told() {
 }
 
 #[test]
-fn a_backlog_holds_what_its_webhook_may_not_have_any_more_from_it() {
+fn a_backlog_delivers_nothing_of_another_account_after_its_webhook_has_changed() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let id = webhook(&sandbox, &receiver.url("/a"), &["*"], Some("a"));
@@ -317,7 +317,7 @@ fn a_backlog_holds_what_its_webhook_may_not_have_any_more_from_it() {
 }
 
 #[test]
-fn what_an_older_version_parked_is_of_the_account_that_its_body_names() {
+fn a_delivery_parked_by_an_older_version_belongs_to_the_account_in_its_body() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let id = webhook(&sandbox, &receiver.url("/a"), &["*"], Some("a"));

@@ -172,7 +172,7 @@ fn counted(outcomes: impl IntoIterator<Item = String>) -> String {
 }
 
 #[test]
-fn ten_thousand_idle_connections_keep_metrics_from_nobody() {
+fn ten_thousand_idle_connections_do_not_block_metrics() {
     const CROWD: usize = 10_000;
     allow_files(CROWD as u64 + 1_000);
     Besieged::new().withstands("10,000 idle connections", |besieged| {
@@ -192,7 +192,7 @@ fn ten_thousand_idle_connections_keep_metrics_from_nobody() {
 }
 
 #[test]
-fn clients_that_send_a_byte_a_second_keep_metrics_from_nobody() {
+fn clients_that_send_a_byte_a_second_do_not_block_metrics() {
     const CROWD: usize = 500;
     const SECONDS: usize = 8;
     Besieged::new().withstands("500 clients of a byte a second", |besieged| {
@@ -226,7 +226,7 @@ fn clients_that_send_a_byte_a_second_keep_metrics_from_nobody() {
 }
 
 #[test]
-fn clients_that_never_read_their_answer_keep_metrics_from_nobody() {
+fn clients_that_never_read_their_answer_do_not_block_metrics() {
     const CROWD: usize = 500;
     Besieged::new().withstands("500 clients that never read", |besieged| {
         let address = besieged.notifier.admin_address();
@@ -255,7 +255,7 @@ fn clients_that_never_read_their_answer_keep_metrics_from_nobody() {
 }
 
 #[test]
-fn huge_requests_are_refused_and_keep_metrics_from_nobody() {
+fn huge_requests_are_refused_and_do_not_block_metrics() {
     const TIMES: usize = 200;
     let mut besieged = Besieged::new();
     let long = "x".repeat(1 << 20);
@@ -297,7 +297,7 @@ fn huge_requests_are_refused_and_keep_metrics_from_nobody() {
 }
 
 #[test]
-fn a_flood_of_requests_keeps_metrics_from_nobody() {
+fn a_flood_of_requests_does_not_block_metrics() {
     const CLIENTS: usize = 16;
     const TIMES: usize = 250;
     let methods = ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PATCH", "BREW"];
@@ -387,7 +387,7 @@ fn every_request_gets_an_answer_however_odd_it_is() {
 }
 
 #[test]
-fn the_admin_port_answers_what_it_knows_and_refuses_the_rest() {
+fn the_admin_port_serves_its_paths_and_refuses_all_others() {
     let sandbox = Sandbox::new();
     let mut notifier = sandbox.notifier().start();
 
@@ -415,7 +415,7 @@ fn the_admin_port_answers_what_it_knows_and_refuses_the_rest() {
 }
 
 #[test]
-fn clients_that_say_nothing_are_sent_away() {
+fn silent_clients_are_disconnected() {
     let sandbox = Sandbox::new();
     let mut notifier = sandbox.notifier().start();
     let silent: Vec<_> = (0..200).map(|_| notifier.connect_to_admin()).collect();
@@ -438,7 +438,7 @@ fn limit_files(notifier: &Notifier, limit: usize) {
 }
 
 #[test]
-fn idle_connections_give_way_when_files_run_out() {
+fn idle_connections_are_closed_when_open_files_run_out() {
     let besieged = Besieged::new();
     besieged.round();
     let [_, _, open] = besieged.notifier.resources();
@@ -454,7 +454,7 @@ fn idle_connections_give_way_when_files_run_out() {
 }
 
 #[test]
-fn a_full_table_of_open_files_is_survived() {
+fn running_out_of_open_files_is_survived() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -494,7 +494,7 @@ fn asked_by(notifier: &Notifier, host: &str, path: &str) -> String {
 }
 
 #[test]
-fn the_page_is_not_for_who_asks_by_a_name_of_somebody_elses() {
+fn the_page_is_not_served_under_a_foreign_host_name() {
     let sandbox = Sandbox::new();
     let notifier = sandbox.notifier().env("METRICS_HOSTS", "hooks.example, other.example").start();
     for path in ["/", "/status.json"] {

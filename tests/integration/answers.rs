@@ -57,7 +57,7 @@ fn an_answer_that_came_before_the_body_was_read_counts() {
 }
 
 #[test]
-fn it_counts_under_tls_too() {
+fn an_answer_that_came_before_the_body_was_read_counts_under_tls_too() {
     const TIMES: usize = 10;
     let authority = Authority::new("a CA of the tests");
     let hasty = hasty(TOO_LARGE);
@@ -119,7 +119,7 @@ const HEADS: &[&str] = &[
 ];
 
 #[test]
-fn a_head_that_others_accept_is_accepted_in_whatever_pieces_it_comes() {
+fn a_head_that_curl_accepts_is_accepted_in_whatever_pieces_it_comes() {
     let receiver = Receiver::answering(|request| {
         let number: usize = request.path[2..].parse().expect("the number of a head");
         let head = format!("HTTP/1.1 200 OK\r\n{}\r\n", HEADS[number]).into_bytes();
@@ -197,7 +197,7 @@ fn each_failure_says_what_the_receivers_owner_has_to_change() {
 }
 
 #[test]
-fn a_connection_that_ends_in_the_handshake_is_named() {
+fn a_connection_that_ends_in_the_tls_handshake_is_reported_as_such() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     let server = thread::spawn(move || listener.incoming().take(2).for_each(drop));

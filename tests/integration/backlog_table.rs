@@ -59,7 +59,7 @@ fn seconds_ago(time: SystemTime) -> u64 {
 }
 
 #[test]
-fn a_database_of_the_version_before_keeps_its_rows() {
+fn migrating_an_older_database_keeps_its_rows() {
     let sandbox = Sandbox::bare(&Servers::shared(), 1);
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql");
     let mut names: Vec<_> = fs::read_dir(&root)
@@ -185,7 +185,7 @@ fn a_backlog_that_is_opened_again_is_not_removed() {
 }
 
 #[test]
-fn whoever_opens_a_backlog_waits_while_its_queue_is_deleted() {
+fn opening_a_backlog_waits_while_its_queue_is_deleted() {
     let sandbox = Sandbox::new();
     let store = store(&sandbox);
     // Whether it is removed in the end or not, it is open for whoever opened it.
@@ -222,7 +222,7 @@ fn whoever_opens_a_backlog_waits_while_its_queue_is_deleted() {
 }
 
 #[test]
-fn a_locked_row_keeps_nobody_waiting_who_would_remove_it() {
+fn removing_a_backlog_gives_up_while_its_row_is_locked() {
     let sandbox = Sandbox::new();
     let store = store(&sandbox);
     let webhook = Uuid::new_v4();
@@ -244,7 +244,7 @@ fn a_locked_row_keeps_nobody_waiting_who_would_remove_it() {
 }
 
 #[test]
-fn news_of_backlogs_comes_on_a_channel_of_its_own_and_leaves_the_directory_alone() {
+fn changes_of_backlogs_have_a_channel_of_their_own_and_leave_the_directory_alone() {
     let sandbox = Sandbox::new();
     sandbox.webhook("http://127.0.0.1:9/", &["*"]);
     let config = config(&sandbox);
@@ -305,7 +305,7 @@ fn news_of_backlogs_comes_on_a_channel_of_its_own_and_leaves_the_directory_alone
 }
 
 #[test]
-fn without_the_trigger_of_backlogs_the_remedy_is_said() {
+fn a_missing_trigger_of_backlogs_is_reported_with_the_remedy() {
     let sandbox = Sandbox::new();
     let store = store(&sandbox);
     assert!(store.hears_changes().expect("it answers").is_ok());
@@ -330,7 +330,7 @@ fn without_the_trigger_of_backlogs_the_remedy_is_said() {
 }
 
 #[test]
-fn the_standing_of_many_webhooks_is_asked_at_once() {
+fn the_standings_of_several_webhooks_are_read_together() {
     let sandbox = Sandbox::new();
     let store = store(&sandbox);
     let ids: Vec<_> = (0..5).map(|_| sandbox.webhook("http://127.0.0.1:9/", &["*"])).collect();
@@ -351,7 +351,7 @@ fn the_standing_of_many_webhooks_is_asked_at_once() {
 }
 
 #[test]
-fn a_time_that_no_number_can_say_breaks_nothing() {
+fn a_time_beyond_the_usual_range_breaks_nothing() {
     let sandbox = Sandbox::new();
     let store = store(&sandbox);
     let receiver = Receiver::new();
@@ -436,7 +436,7 @@ fn listed(sandbox: &Sandbox, webhook: Uuid) -> Vec<String> {
 }
 
 #[test]
-fn webhooks_are_paused_and_resumed_as_often_as_somebody_likes() {
+fn pausing_and_resuming_a_webhook_can_be_repeated() {
     let sandbox = Sandbox::new();
     let webhook = sandbox.webhook("http://127.0.0.1:9/", &["*"]);
     let id = webhook.to_string();
@@ -469,7 +469,7 @@ fn webhooks_are_paused_and_resumed_as_often_as_somebody_likes() {
 }
 
 #[test]
-fn what_waits_in_backlogs_is_shown_as_far_as_it_is_known() {
+fn waiting_deliveries_are_shown_as_far_as_their_number_is_known() {
     let sandbox = Sandbox::new();
     let calm = sandbox.webhook("http://127.0.0.1:9/calm", &["*"]);
     let webhook = sandbox.webhook("http://127.0.0.1:9/", &["*"]);
@@ -530,7 +530,7 @@ fn what_waits_in_backlogs_is_shown_as_far_as_it_is_known() {
 }
 
 #[test]
-fn what_would_be_dropped_is_said_before_and_on_a_dry_run_nothing_is_done() {
+fn a_dry_run_says_how_many_deliveries_would_be_dropped_and_changes_nothing() {
     let sandbox = Sandbox::new();
     let webhook = sandbox.webhook("http://127.0.0.1:9/", &["*"]);
     let id = webhook.to_string();

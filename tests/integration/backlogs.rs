@@ -90,7 +90,7 @@ fn count_lines(notifier: &Notifier, parts: &[&str]) -> usize {
 }
 
 #[test]
-fn what_a_receiver_has_missed_comes_once_and_in_order_within_seconds_of_its_return() {
+fn a_receiver_gets_what_it_missed_once_and_in_order_within_seconds_of_its_return() {
     let sandbox = Sandbox::alone(1);
     let customer = Customer::new(Manner::AT_ONCE);
     sandbox.webhook(&customer.url(), &["*"]);
@@ -145,7 +145,7 @@ fn what_a_receiver_has_missed_comes_once_and_in_order_within_seconds_of_its_retu
 }
 
 #[test]
-fn a_burst_for_a_receiver_at_its_first_contact_is_neither_parked_nor_in_the_way_of_a_neighbour() {
+fn a_burst_for_a_new_receiver_is_not_parked_and_delays_no_neighbour() {
     let sandbox = Sandbox::alone(1);
     let far = Customer::new(Manner::takes(300));
     let near = Customer::new(Manner::AT_ONCE);
@@ -206,7 +206,7 @@ fn now_millis() -> i64 {
 }
 
 #[test]
-fn what_an_older_version_has_parked_is_delivered_at_once_or_by_way_of_the_backlog() {
+fn deliveries_parked_by_an_older_version_arrive_at_once_or_through_the_backlog() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::AT_ONCE);
     let paused = Customer::new(Manner::AT_ONCE);
@@ -237,7 +237,7 @@ fn what_an_older_version_has_parked_is_delivered_at_once_or_by_way_of_the_backlo
 }
 
 #[test]
-fn what_becomes_too_old_in_a_backlog_is_dead_while_the_breaker_is_open() {
+fn a_delivery_that_becomes_too_old_in_a_backlog_is_dead_while_the_breaker_is_open() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::Refuses(503));
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -272,7 +272,7 @@ fn what_becomes_too_old_in_a_backlog_is_dead_while_the_breaker_is_open() {
 }
 
 #[test]
-fn what_the_broker_took_back_often_at_the_head_of_a_backlog_is_attempted_later_and_not_dropped() {
+fn the_head_of_a_backlog_that_was_returned_often_is_attempted_later_and_not_dropped() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::AT_ONCE);
     let webhook = sandbox.webhook(&customer.url(), &["*"]);

@@ -181,7 +181,7 @@ fn check_says_that_a_virtual_host_has_no_room_for_the_queues() {
 }
 
 #[test]
-fn a_stream_as_event_queue_is_told_by_check_and_by_run_and_costs_nothing_once_it_is_gone() {
+fn a_stream_as_event_queue_is_reported_by_check_and_run_until_it_is_gone() {
     let sandbox = Sandbox::bare(&Servers::shared(), 2);
     assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
     let stream = AmqpValue::LongString("stream".to_owned());

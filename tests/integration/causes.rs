@@ -59,7 +59,7 @@ fn count(notifier: &Notifier, parts: &[&str]) -> usize {
 }
 
 #[test]
-fn a_password_that_is_rotated_during_a_reconnect_is_told_once_by_each_who_connects() {
+fn a_password_rotated_during_a_reconnect_is_reported_once_by_each_connection() {
     let faults = FaultServers::share();
     let sandbox = Sandbox::on(faults.servers(), 1);
     let receiver = Receiver::new();
@@ -98,7 +98,7 @@ fn a_password_that_is_rotated_during_a_reconnect_is_told_once_by_each_who_connec
 }
 
 #[test]
-fn a_right_to_publish_that_is_missing_is_told_and_not_only_that_the_connection_was_lost() {
+fn a_missing_right_to_publish_is_reported_and_not_only_the_lost_connection() {
     let faults = FaultServers::share();
     let sandbox = Sandbox::on(faults.servers(), 1);
     let receiver = Receiver::answering(|request| match request.attempt {
@@ -130,7 +130,7 @@ fn a_right_to_publish_that_is_missing_is_told_and_not_only_that_the_connection_w
 }
 
 #[test]
-fn a_role_of_postgresql_that_may_not_log_in_any_more_is_told_after_what_ended_its_sessions() {
+fn a_postgresql_role_that_may_no_longer_log_in_is_reported_after_its_sessions_end() {
     let faults = FaultServers::share();
     let sandbox = Sandbox::on(faults.servers(), 1);
     let role = format!("role_{}", sandbox.queue());
@@ -194,7 +194,7 @@ fn with_a_quorum_queue(faults: &FaultServers) -> Sandbox {
 }
 
 #[test]
-fn a_consumer_timeout_that_is_too_short_is_told_with_what_it_has_to_be() {
+fn a_consumer_timeout_that_is_too_short_is_reported_with_the_value_it_needs() {
     let faults = FaultServers::take();
     let sandbox = with_a_quorum_queue(&faults);
     let receiver = Receiver::answering(|request| match request.attempt {
@@ -216,7 +216,7 @@ fn a_consumer_timeout_that_is_too_short_is_told_with_what_it_has_to_be() {
 
 /// A backlog's head is held while it waits, for some seconds at a time.
 #[test]
-fn a_consumer_timeout_that_is_too_short_for_a_backlog_is_told_and_costs_none_of_its_deliveries() {
+fn a_consumer_timeout_that_is_too_short_for_a_backlog_is_reported_and_loses_nothing() {
     let faults = FaultServers::take();
     let sandbox = with_a_quorum_queue(&faults);
     let receiver = Receiver::new();

@@ -62,7 +62,7 @@ fn change(sandbox: &Sandbox, notifier: &Notifier, sql: &str, parameters: &[&(dyn
 }
 
 #[test]
-fn a_change_of_one_webhook_costs_one_question_however_many_types_are_known() {
+fn a_change_of_one_webhook_costs_one_query_however_many_types_are_known() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let first = sandbox.webhook(&receiver.url("/first"), &["order.paid"]);
@@ -95,7 +95,7 @@ fn a_change_of_one_webhook_costs_one_question_however_many_types_are_known() {
 }
 
 #[test]
-fn a_change_of_an_accounts_webhook_leaves_what_is_known_of_other_accounts() {
+fn a_change_of_an_accounts_webhook_keeps_what_is_known_of_other_accounts() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     for account in ["a", "b"] {
@@ -132,7 +132,7 @@ fn a_change_of_an_accounts_webhook_leaves_what_is_known_of_other_accounts() {
 }
 
 #[test]
-fn whatever_of_a_webhook_is_changed_is_honoured() {
+fn every_kind_of_change_to_a_webhook_is_honoured() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let id = sandbox.webhook(&receiver.url("/it"), &["a.b"]);
@@ -177,7 +177,7 @@ fn whatever_of_a_webhook_is_changed_is_honoured() {
 }
 
 #[test]
-fn a_table_whose_texts_are_equal_in_their_own_way_has_its_changes_honoured() {
+fn changes_are_honoured_in_a_table_whose_collation_ignores_case() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.database.run_script(
@@ -196,7 +196,7 @@ fn a_table_whose_texts_are_equal_in_their_own_way_has_its_changes_honoured() {
 }
 
 #[test]
-fn a_change_that_cannot_be_named_is_honoured_and_fails_nobodys_statement() {
+fn a_change_of_a_row_without_an_id_is_honoured_and_fails_no_statement() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let id = sandbox.webhook(&receiver.url("/it"), &["never"]);

@@ -34,7 +34,7 @@ use stage::{Played, Stage};
 const QUIET: &str = "chaos: all faults have struck";
 
 #[test]
-fn nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks() {
+fn nothing_promised_is_lost_and_every_repeat_has_a_cause_whatever_breaks() {
     let settings = Settings::from_environment("60s", "100");
     let faults = if settings.is_cluster { &Fault::OF_CLUSTERS[..] } else { &Fault::ALL };
     eprintln!("DURATION={:?} RATE={} SEED={}", settings.duration, settings.rate, settings.seed);

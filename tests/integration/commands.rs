@@ -73,7 +73,7 @@ fn webhooks_are_added_listed_shown_disabled_and_removed() {
 }
 
 #[test]
-fn a_webhook_that_is_not_there_or_cannot_be_is_an_error() {
+fn an_unknown_or_invalid_webhook_is_an_error() {
     let sandbox = Sandbox::new();
     let stranger = Uuid::new_v4().to_string();
     for verb in ["show", "enable", "disable", "remove"] {
@@ -97,7 +97,7 @@ fn a_webhook_that_is_not_there_or_cannot_be_is_an_error() {
 }
 
 #[test]
-fn what_publish_sends_listen_receives_by_way_of_the_notifier() {
+fn an_event_sent_by_publish_reaches_listen_through_the_notifier() {
     let sandbox = Sandbox::new();
     let listen =
         ["listen", "--addr", "127.0.0.1:0", "--fail-first", "2", "--status", "418", "--json"];
@@ -139,7 +139,7 @@ fn what_publish_sends_listen_receives_by_way_of_the_notifier() {
 }
 
 #[test]
-fn publish_makes_sample_events_and_is_sure_that_they_arrived() {
+fn publish_makes_sample_events_and_waits_for_their_confirms() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -185,7 +185,7 @@ fn assert_failed_check(finished: &Finished, says: &str) {
 }
 
 #[test]
-fn check_finds_nothing_wrong_where_nothing_is() {
+fn check_succeeds_where_nothing_is_wrong() {
     let sandbox = Sandbox::new();
     let text = succeed(&sandbox, &["check"]);
     assert!(!text.is_empty());
@@ -193,7 +193,7 @@ fn check_finds_nothing_wrong_where_nothing_is() {
 }
 
 #[test]
-fn check_says_of_a_queue_that_cannot_be_had_what_is_wrong_and_goes_on_with_the_others() {
+fn check_says_why_a_queue_is_unusable_and_continues_with_the_others() {
     let sandbox = Sandbox::new();
     let bad = format!("{}.retry", sandbox.queue());
     sandbox.broker.declare(&bad, FieldTable::new()).expect("a new queue");

@@ -24,7 +24,7 @@ fn check_refused(launch: Launch, variable: &str, what: &str) {
 }
 
 #[test]
-fn a_value_that_cannot_be_meant_is_one_line_that_names_its_variable() {
+fn an_invalid_value_is_reported_in_one_line_that_names_its_variable() {
     let cases = [
         ("AMQP_URL", ""),
         ("AMQP_URL", "garbage"),
@@ -94,7 +94,7 @@ fn a_drain_shorter_than_a_request_is_refused_by_either_variable() {
 }
 
 #[test]
-fn a_flag_is_the_twin_of_its_variable_and_wins() {
+fn a_flag_sets_the_same_as_its_variable_and_takes_precedence() {
     let contradiction = launch(&["run", "--prefetch-count", "0"]).env("PREFETCH_COUNT", "5");
     let finished = contradiction.spawn().finish(SOON);
     assert_eq!(finished.code, Some(2), "{finished:?}");

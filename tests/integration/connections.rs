@@ -70,7 +70,7 @@ fn amqp(addresses: &[SocketAddr]) -> Amqp {
 }
 
 #[test]
-fn an_address_that_accepts_and_says_nothing_does_not_keep_us_from_the_next_one() {
+fn an_address_that_accepts_and_stays_silent_does_not_prevent_the_use_of_the_next() {
     let url = Url::parse(&Servers::shared().amqp_url).expect("an URL");
     let broker = SocketAddr::new(
         url.host_str().and_then(|host| host.parse().ok()).expect("an address"),
@@ -147,17 +147,17 @@ fn check_that_it_goes_on_at_the_other_node(goes_away: fn(&Proxy)) {
 }
 
 #[test]
-fn when_its_node_refuses_connections_it_goes_on_at_the_next() {
+fn if_its_node_refuses_connections_it_continues_at_the_next() {
     check_that_it_goes_on_at_the_other_node(Proxy::refuse);
 }
 
 #[test]
-fn when_its_node_falls_silent_it_goes_on_at_the_next() {
+fn if_its_node_falls_silent_it_continues_at_the_next() {
     check_that_it_goes_on_at_the_other_node(Proxy::freeze);
 }
 
 #[test]
-fn a_queue_that_is_deleted_is_declared_anew_and_consumed_again() {
+fn a_deleted_queue_is_declared_and_consumed_again() {
     let sandbox = Sandbox::with_queues(2);
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -262,7 +262,7 @@ fn an_event_whose_connection_breaks_during_the_request_is_not_lost() {
 }
 
 #[test]
-fn what_others_deliver_for_a_stuck_consumer_is_not_lost_when_its_connection_breaks() {
+fn events_taken_over_from_a_stuck_consumer_are_not_lost_when_its_connection_breaks() {
     let sandbox = Sandbox::new();
     let stuck = Receiver::answering(|_| Reply::Slow(Duration::from_secs(2), 200));
     let healthy = Receiver::answering(|_| Reply::Slow(Duration::from_millis(50), 200));
@@ -329,7 +329,7 @@ fn a_broker_that_falls_silent_is_noticed_by_its_heartbeat() {
 }
 
 #[test]
-fn while_the_broker_is_away_it_is_not_asked_in_a_hot_loop() {
+fn while_the_broker_is_away_there_is_no_hot_loop() {
     let sandbox = Sandbox::new();
     let proxy = Proxy::before(&sandbox.servers.amqp_url);
     let mut notifier = sandbox

@@ -133,7 +133,7 @@ fn migrations_at_the_same_time_do_not_disturb_each_other() {
 }
 
 #[test]
-fn webhooks_that_anybody_with_sql_adds_changes_or_deletes_count_from_then_on() {
+fn webhooks_added_changed_or_deleted_by_sql_take_effect() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/always"), &["*"]);

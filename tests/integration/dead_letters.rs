@@ -135,7 +135,7 @@ fn show_prints_headers_and_body() {
 }
 
 #[test]
-fn replay_starts_the_schedule_over_for_what_is_chosen_and_leaves_the_rest() {
+fn replay_starts_the_schedule_over_for_the_selected_and_leaves_the_rest() {
     let sandbox = Sandbox::new();
     // Two of three attempts fail, twice: only a schedule that starts over reaches the sixth.
     let receiver = Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
@@ -170,7 +170,7 @@ fn replay_starts_the_schedule_over_for_what_is_chosen_and_leaves_the_rest() {
 }
 
 #[test]
-fn a_replay_leaves_what_nobody_would_get_and_says_why() {
+fn a_replay_leaves_dead_letters_that_nobody_would_get_and_says_why() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.notifier().start().terminate();
@@ -215,7 +215,7 @@ fn a_replay_leaves_what_nobody_would_get_and_says_why() {
 }
 
 #[test]
-fn one_event_is_chosen_by_its_id_and_a_reason_that_there_is_not_is_an_error() {
+fn one_event_is_selected_by_its_id_and_an_unknown_reason_is_an_error() {
     let (sandbox, _) = seeded();
     let each = dead_letters_json(&sandbox, &["list", "--each", "--reason", "gone"]);
     let id = each[0]["event_id"].as_str().expect("an id").to_owned();
@@ -233,7 +233,7 @@ fn one_event_is_chosen_by_its_id_and_a_reason_that_there_is_not_is_an_error() {
 }
 
 #[test]
-fn commands_that_look_at_the_same_queue_wait_for_each_other_and_all_count_right() {
+fn commands_that_read_the_same_queue_wait_for_each_other_and_count_right() {
     const COUNT: u64 = 2_000;
     let sandbox = Sandbox::new();
     sandbox.notifier().start().terminate();
@@ -253,7 +253,7 @@ fn commands_that_look_at_the_same_queue_wait_for_each_other_and_all_count_right(
 }
 
 #[test]
-fn the_count_of_dead_letters_stays_while_somebody_looks_at_them() {
+fn the_count_of_dead_letters_stays_while_somebody_reads_them() {
     let sandbox = Sandbox::new();
     let notifier = sandbox.notifier().start();
     let letters: Vec<_> =
@@ -287,7 +287,7 @@ fn a_replay_that_is_interrupted_says_how_far_it_came() {
 }
 
 #[test]
-fn purge_deletes_what_is_chosen_and_never_everything_by_accident() {
+fn purge_deletes_the_selected_and_never_everything_by_accident() {
     let (sandbox, [first, _]) = seeded();
     let dead = || sandbox.broker.ready(&sandbox.dead_queue());
     let refused = sandbox.command(&["dead-letters", "purge"]);
@@ -307,7 +307,7 @@ fn purge_deletes_what_is_chosen_and_never_everything_by_accident() {
 }
 
 #[test]
-fn an_event_that_was_too_large_comes_back_once_the_limit_is_raised() {
+fn an_event_that_was_too_large_can_be_replayed_once_the_limit_is_raised() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -380,7 +380,7 @@ fn a_sigkill_during_a_replay_loses_nothing() {
 }
 
 #[test]
-fn dead_letters_outlive_being_looked_at_more_often_than_their_queue_allows() {
+fn dead_letters_survive_more_reads_than_the_delivery_limit_of_their_queue() {
     let sandbox = Sandbox::new();
     let arguments = [
         ("x-queue-type".to_owned(), AmqpValue::LongString("quorum".to_owned())),

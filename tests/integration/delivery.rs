@@ -185,7 +185,7 @@ fn several_consumers_with_a_prefetch_deliver_each_event_once() {
 }
 
 #[test]
-fn what_a_stuck_consumer_was_handed_ahead_others_deliver_meanwhile_and_it_acks() {
+fn events_prefetched_by_a_stuck_consumer_are_delivered_by_others_and_acked_by_it() {
     let sandbox = Sandbox::new();
     let (release, released) = crossbeam_channel::bounded::<()>(0);
     let stuck = Receiver::answering(move |_| {
@@ -225,7 +225,7 @@ fn what_a_stuck_consumer_was_handed_ahead_others_deliver_meanwhile_and_it_acks()
 }
 
 #[test]
-fn the_requests_of_one_event_run_side_by_side() {
+fn the_requests_of_one_event_run_concurrently() {
     const WEBHOOKS: usize = 20;
     let sandbox = Sandbox::new();
     let together = Arc::new(AtomicUsize::new(0));
@@ -258,7 +258,7 @@ fn the_requests_of_one_event_run_side_by_side() {
 }
 
 #[test]
-fn instances_side_by_side_share_the_events() {
+fn several_instances_share_the_events() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Slow(Duration::from_millis(20), 200));
     sandbox.webhook(&receiver.url("/"), &["*"]);

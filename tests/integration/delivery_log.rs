@@ -146,7 +146,7 @@ fn failures_are_logged_from_their_beginning_to_their_end_and_nothing_else() {
 }
 
 #[test]
-fn what_is_held_back_or_dropped_is_logged() {
+fn deliveries_that_are_held_back_or_dropped_are_logged() {
     let sandbox = Sandbox::new();
     let receiver = receiver();
     let webhook = sandbox.webhook(&receiver.url("/never"), &["*"]);
@@ -188,7 +188,7 @@ fn what_is_held_back_or_dropped_is_logged() {
 }
 
 #[test]
-fn all_is_everything_and_what_is_queued_at_the_end_is_written() {
+fn with_all_everything_is_logged_and_entries_queued_at_the_end_are_written() {
     let sandbox = Sandbox::new();
     let receiver = receiver();
     let good = sandbox.webhook(&receiver.url("/good"), &["good"]);
@@ -216,7 +216,7 @@ fn all_is_everything_and_what_is_queued_at_the_end_is_written() {
 }
 
 #[test]
-fn off_is_off() {
+fn with_off_nothing_is_logged() {
     let sandbox = Sandbox::new();
     let receiver = receiver();
     sandbox.webhook(&receiver.url("/never"), &["*"]);
@@ -233,7 +233,7 @@ fn off_is_off() {
 }
 
 #[test]
-fn while_postgresql_is_away_or_hangs_deliveries_go_on_and_rows_wait_or_are_dropped() {
+fn while_postgresql_is_away_or_hangs_deliveries_continue_and_rows_wait_or_are_dropped() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -284,7 +284,7 @@ fn while_postgresql_is_away_or_hangs_deliveries_go_on_and_rows_wait_or_are_dropp
 }
 
 #[test]
-fn without_its_table_one_line_says_what_to_do_and_nothing_else_suffers() {
+fn without_its_table_one_line_says_what_to_do_and_nothing_else_is_affected() {
     let sandbox = Sandbox::new();
     let receiver = receiver();
     let webhook = sandbox.webhook(&receiver.url("/never"), &["*"]);
@@ -326,7 +326,7 @@ fn insert(sandbox: &Sandbox, event: &str, age: &str, number: i32) {
 }
 
 #[test]
-fn what_is_older_than_it_is_kept_goes_whoever_deletes_it() {
+fn entries_older_than_the_limit_are_deleted_by_whichever_instance() {
     let sandbox = Sandbox::new();
     // Two and a half chunks.
     insert(&sandbox, "old", "49 hours", 12_500);
@@ -357,7 +357,7 @@ fn wait_ids(tail: &Process, expected: &[&str]) {
 }
 
 #[test]
-fn tail_begins_with_the_last_lines_and_misses_none_that_comes_late() {
+fn tail_begins_with_the_last_lines_and_misses_no_late_entry() {
     let sandbox = Sandbox::new();
     insert(&sandbox, "before", "1 minute", 5);
     let follower = tail(&sandbox, &["--lines", "2"]);

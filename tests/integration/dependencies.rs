@@ -365,7 +365,7 @@ fn fine() -> (Value, Vec<Package>) {
 }
 
 #[test]
-fn what_is_not_allowed_and_what_is_allowed_without_need_is_told_with_its_remedy() {
+fn what_the_policy_lacks_or_allows_without_need_is_reported_with_a_remedy() {
     let (file, packages) = fine();
     assert_eq!(Policy::of(&file).problems(&packages), Vec::<String>::new());
 

@@ -107,7 +107,7 @@ fn every_kind_of_committed_change_is_honoured() {
 }
 
 #[test]
-fn a_change_that_is_not_committed_is_not_honoured_and_then_it_is() {
+fn a_change_is_honoured_only_once_it_is_committed() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/old"), &["*"]);
@@ -135,7 +135,7 @@ fn a_change_that_is_not_committed_is_not_honoured_and_then_it_is() {
 }
 
 #[test]
-fn without_listening_every_event_asks_and_memory_is_used_again_afterwards() {
+fn without_notifications_every_event_asks_postgresql_and_later_memory_is_used_again() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/0"), &["*"]);
@@ -201,7 +201,7 @@ fn a_change_while_the_connection_is_lost_is_honoured_at_once() {
 }
 
 #[test]
-fn only_the_listening_connection_is_killed_and_still_every_change_is_honoured() {
+fn every_change_is_honoured_although_the_listening_connection_is_killed() {
     let faults = FaultServers::take();
     let sandbox = Sandbox::on(faults.servers(), 1);
     let receiver = Receiver::new();
@@ -240,7 +240,7 @@ fn only_the_listening_connection_is_killed_and_still_every_change_is_honoured() 
 }
 
 #[test]
-fn from_a_commit_to_the_first_delivery_that_honours_it_is_no_tenth_of_a_second() {
+fn deliveries_honour_a_committed_change_within_a_tenth_of_a_second() {
     let sandbox = Sandbox::alone(1);
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/0"), &["*"]);
@@ -322,7 +322,7 @@ fn check_absence(notifier: &Notifier, sandbox: &Sandbox, receiver: &Receiver, ba
 }
 
 #[test]
-fn while_postgres_is_away_what_is_known_serves_and_the_rest_waits() {
+fn while_postgresql_is_away_known_types_are_delivered_and_the_others_wait() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let proxy = Proxy::before(sandbox.database.url());
@@ -332,7 +332,7 @@ fn while_postgres_is_away_what_is_known_serves_and_the_rest_waits() {
 }
 
 #[test]
-fn while_postgres_is_frozen_what_is_known_serves_and_the_rest_waits() {
+fn while_postgresql_is_frozen_known_types_are_delivered_and_the_others_wait() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let proxy = Proxy::before(sandbox.database.url());
@@ -342,7 +342,7 @@ fn while_postgres_is_frozen_what_is_known_serves_and_the_rest_waits() {
 }
 
 #[test]
-fn more_types_than_it_may_remember_are_only_slower() {
+fn more_types_than_the_directory_may_remember_are_only_slower() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["type.*"]);
@@ -363,7 +363,7 @@ fn more_types_than_it_may_remember_are_only_slower() {
 }
 
 #[test]
-fn a_retry_goes_to_where_its_webhook_is_now() {
+fn a_retry_goes_to_the_present_url_of_its_webhook() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| {
         Reply::Status(if request.path == "/new" { 200 } else { 500 })

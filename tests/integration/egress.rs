@@ -153,7 +153,7 @@ fn a_proxy_that_wants_other_credentials_costs_nobody_an_attempt() {
 }
 
 #[test]
-fn what_is_no_proxy_costs_nobody_an_attempt() {
+fn a_server_that_is_no_proxy_costs_nobody_an_attempt() {
     check_away(Way::Status(405, ""), "does not accept CONNECT (status 405)");
     check_away(Way::Garbage, "does not answer in HTTP");
 }
@@ -180,7 +180,7 @@ fn a_proxy_that_is_not_there_costs_nobody_an_attempt() {
 }
 
 #[test]
-fn what_the_proxy_says_of_one_receiver_is_that_ones_failure() {
+fn an_error_of_the_proxy_about_one_receiver_is_that_receivers_failure() {
     for (way, reason, says) in [
         (Way::Status(403, ""), "proxy", "with status 403: its rules do not allow it"),
         (Way::Status(407, ""), "proxy", "with status 407: its rules do not allow it"),
@@ -215,7 +215,7 @@ fn what_the_proxy_says_of_one_receiver_is_that_ones_failure() {
 }
 
 #[test]
-fn a_proxy_that_hangs_up_for_one_receiver_alone_is_that_ones_failure() {
+fn a_proxy_that_hangs_up_for_one_receiver_alone_is_that_receivers_failure() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let proxy = ConnectProxy::leading_to(&receiver.url(""));
@@ -246,7 +246,7 @@ fn a_proxy_that_hangs_up_for_one_receiver_alone_is_that_ones_failure() {
 }
 
 #[test]
-fn a_receiver_that_hangs_behind_the_proxy_is_slow_and_the_proxy_well() {
+fn a_receiver_that_hangs_behind_the_proxy_times_out_and_the_proxy_is_well() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.path.as_str() {
         "/hang" => Reply::Hang,
@@ -333,7 +333,7 @@ fn a_test_goes_through_the_proxy_too() {
 }
 
 #[test]
-fn a_password_of_the_proxy_is_nowhere_to_be_seen() {
+fn the_password_of_the_proxy_is_never_shown() {
     let sandbox = Sandbox::new();
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("env");
@@ -352,7 +352,7 @@ fn a_password_of_the_proxy_is_nowhere_to_be_seen() {
 }
 
 #[test]
-fn the_guard_decides_before_the_proxy_is_asked() {
+fn the_address_guard_decides_before_the_proxy_is_asked() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let proxy = ConnectProxy::leading_to(&receiver.url(""));

@@ -46,7 +46,7 @@ fn logged(sandbox: &Sandbox, event: &Event, count: usize) -> Vec<(Option<String>
 }
 
 #[test]
-fn what_a_receiver_said_is_shown_wherever_people_look_and_no_secret_in_it() {
+fn a_receivers_answer_is_shown_wherever_people_look_without_secrets() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request: &Request| {
         let key = request.header("x-api-key");
@@ -102,7 +102,7 @@ fn what_a_receiver_said_is_shown_wherever_people_look_and_no_secret_in_it() {
 }
 
 #[test]
-fn as_much_is_kept_as_the_setting_says_and_no_delivery_waits_for_more() {
+fn as_much_of_an_answer_is_kept_as_the_setting_says_and_no_delivery_waits_for_more() {
     let sandbox = Sandbox::new();
     let long = "0123456789".repeat(60);
     let body = long.clone();
@@ -159,7 +159,7 @@ fn as_much_is_kept_as_the_setting_says_and_no_delivery_waits_for_more() {
 }
 
 #[test]
-fn where_it_is_turned_off_nothing_is_kept() {
+fn where_excerpts_are_turned_off_nothing_is_kept() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| answer("500 Secret", "secret"));
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -180,7 +180,7 @@ fn where_it_is_turned_off_nothing_is_kept() {
 }
 
 #[test]
-fn a_replayed_delivery_forgets_what_is_no_longer_the_last_answer() {
+fn a_replayed_delivery_forgets_an_answer_that_is_no_longer_the_last() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| answer("500 Oh", "the first"));
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);

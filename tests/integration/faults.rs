@@ -195,7 +195,7 @@ impl Drop for Alarm<'_> {
 }
 
 #[test]
-fn an_alarm_of_the_broker_is_told_and_what_fails_in_it_is_not_lost() {
+fn a_memory_alarm_of_the_broker_is_reported_and_loses_no_failed_delivery() {
     let faults = FaultServers::take();
     let sandbox = Sandbox::on(faults.servers(), 1);
     let (alarmed, until_alarmed) = crossbeam_channel::bounded::<()>(0);

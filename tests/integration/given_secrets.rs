@@ -128,7 +128,7 @@ fn set_gives_a_webhook_another_secret_without_a_gap() {
 }
 
 #[test]
-fn what_is_no_secret_is_refused_without_being_shown() {
+fn an_invalid_secret_is_refused_without_being_shown() {
     let sandbox = Sandbox::new();
     let add = ["webhooks", "add", "http://127.0.0.1:9/", "*", "--secret-from"];
     for bad in [

@@ -70,7 +70,7 @@ fn notifier(sandbox: &Sandbox) -> Launch {
 }
 
 #[test]
-fn each_attempt_says_its_number_and_the_same_of_its_event() {
+fn each_attempt_has_its_number_and_the_same_headers_about_its_event() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.attempt {
         1 | 2 => Reply::Status(500),
@@ -96,7 +96,7 @@ fn each_attempt_says_its_number_and_the_same_of_its_event() {
 }
 
 #[test]
-fn what_waited_in_a_backlog_or_was_split_says_the_same() {
+fn a_delivery_from_a_backlog_or_of_a_split_event_has_the_same_headers() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let paused = sandbox.webhook(&receiver.url("/paused"), &["*"]).to_string();
@@ -117,7 +117,7 @@ fn what_waited_in_a_backlog_or_was_split_says_the_same() {
 }
 
 #[test]
-fn what_died_and_was_replayed_says_the_same_and_counts_anew() {
+fn a_replayed_delivery_has_the_same_headers_and_counts_anew() {
     let sandbox = Sandbox::new();
     let is_well = Arc::new(AtomicBool::new(false));
     let answer = Arc::clone(&is_well);
@@ -175,7 +175,7 @@ fn a_value_that_no_header_can_hold_is_left_out_and_costs_no_delivery() {
 }
 
 #[test]
-fn more_headers_than_anybody_means_cost_a_retry_nothing_of_its_own() {
+fn very_many_headers_cost_a_retry_none_of_its_own() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.attempt {
         1 => Reply::Status(500),
@@ -197,7 +197,7 @@ fn more_headers_than_anybody_means_cost_a_retry_nothing_of_its_own() {
 }
 
 #[test]
-fn a_header_that_cannot_be_forwarded_ends_the_start_by_its_name() {
+fn a_header_that_cannot_be_forwarded_fails_the_start_and_is_named() {
     let sandbox = Sandbox::new();
     for (names, says) in [
         ("x-a,Webhook-Id", "\"Webhook-Id\" can't be forwarded"),
@@ -259,7 +259,7 @@ fn any_id_is_delivered_signed_and_found_again() {
 }
 
 #[test]
-fn a_dead_letter_is_found_by_the_id_and_by_what_receivers_have_of_it() {
+fn a_dead_letter_is_found_by_its_id_and_by_the_id_that_receivers_get() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(410));
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -292,7 +292,7 @@ fn a_byte_order_mark_is_skipped_and_not_sent_on() {
 }
 
 #[test]
-fn an_id_that_the_databases_encoding_lacks_is_in_the_log_as_receivers_have_it() {
+fn an_id_outside_the_databases_encoding_is_logged_as_receivers_get_it() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.attempt {
         1 => Reply::Status(500),

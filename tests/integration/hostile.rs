@@ -404,7 +404,7 @@ fn two_hundred_attackers_at_once_are_bounded_and_their_neighbour_is_served() {
 }
 
 #[test]
-fn an_answer_that_ends_at_any_of_its_bytes_counts_as_soon_as_its_head_is_there() {
+fn an_answer_cut_off_at_any_byte_counts_if_its_head_is_complete() {
     const ANSWERS: [&str; 2] = [
         "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok",
         "HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
@@ -482,11 +482,11 @@ fn check_smuggling(then: Then, extra: &str) {
 const SMUGGLED: &str = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 
 #[test]
-fn an_answer_behind_the_answer_is_not_that_of_the_next_request() {
+fn a_second_answer_to_a_request_is_not_that_of_the_next_request() {
     check_smuggling(Then::Stay, SMUGGLED);
 }
 
 #[test]
-fn an_answer_that_comes_before_the_next_request_is_not_its_answer() {
+fn an_answer_sent_before_the_next_request_is_not_its_answer() {
     check_smuggling(Then::Later(Duration::from_millis(50), SMUGGLED.into()), "");
 }

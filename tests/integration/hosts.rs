@@ -94,7 +94,7 @@ fn a_first_host_that_speaks_no_tls_and_then_says_nothing_is_passed_over() {
 }
 
 #[test]
-fn a_first_host_that_never_ends_its_handshake_of_tls_is_passed_over() {
+fn a_first_host_that_never_completes_its_tls_handshake_is_passed_over() {
     check_first(b"S", "");
 }
 
@@ -126,7 +126,7 @@ fn a_host_that_falls_silent_while_running_is_left_for_the_next() {
 }
 
 #[test]
-fn where_no_host_answers_the_most_telling_error_is_told() {
+fn if_no_host_answers_the_most_informative_error_is_reported() {
     let sandbox = Sandbox::new();
     let silent = Silent::saying(b"");
     let nobody = Receiver::new().refusing_url().replace("http://", "");

@@ -70,17 +70,17 @@ fn check_slow_reader(says: &'static str) {
 }
 
 #[test]
-fn one_that_reads_late_is_waited_for_on_a_reused_connection_too() {
+fn a_receiver_that_reads_late_is_waited_for_on_a_reused_connection_too() {
     check_slow_reader("");
 }
 
 #[test]
-fn an_interim_answer_before_the_body_is_read_ends_nothing() {
+fn an_interim_answer_before_the_body_is_read_does_not_end_the_attempt() {
     check_slow_reader("HTTP/1.1 100 Continue\r\n\r\n");
 }
 
 #[test]
-fn one_that_reads_late_under_tls_gets_what_was_sent() {
+fn a_receiver_that_reads_late_under_tls_gets_the_whole_body() {
     let receiver = slow_reader("");
     let authority = Authority::new("a CA of the tests");
     let terminator = Terminator::before(&receiver.url(), authority.good());

@@ -42,7 +42,7 @@ fn check_malformed(sandbox: &Sandbox, cases: Vec<(&str, Event)>, max_event_bytes
 }
 
 #[test]
-fn what_is_not_an_event_is_a_dead_letter_with_a_reason_and_the_next_event_is_served() {
+fn a_message_that_is_no_event_is_a_dead_letter_with_a_reason_and_the_next_is_delivered() {
     let object_of = |bytes: usize| format!("{{\"type\":\"t\",\"x\":\"{}\"}}", "x".repeat(bytes));
     let body = |body: &str| Event::raw(body);
     let typed = |body: &str| Event::raw(body).kind("t");
@@ -101,7 +101,7 @@ fn nesting_is_bounded_before_it_can_end_the_process() {
 }
 
 #[test]
-fn an_event_of_exactly_the_largest_size_and_reasonable_depth_is_served() {
+fn an_event_of_exactly_the_largest_size_and_reasonable_depth_is_delivered() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -170,7 +170,7 @@ fn publish_forged(
 }
 
 #[test]
-fn a_property_that_is_not_utf8_is_a_dead_letter_and_the_next_event_is_served() {
+fn an_event_whose_property_is_not_utf8_is_a_dead_letter_and_the_next_is_delivered() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);

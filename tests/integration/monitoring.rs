@@ -125,7 +125,7 @@ fn has(labels: &BTreeSet<&str>, label: &str) -> bool {
 }
 
 #[test]
-fn these_tests_object_to_metrics_that_are_not_used_as_what_they_are() {
+fn these_tests_object_to_metrics_that_are_not_used_by_their_type() {
     let exposition = "# TYPE g gauge\ng{x=\"1\"} 1\n# TYPE c counter\nc 1\n\
                       # TYPE h histogram\nh_bucket{le=\"1\"} 1\nh_sum 1\n";
     let known = Known {
@@ -280,7 +280,7 @@ fn prometheus_sees_a_lane_cut_off_and_a_process_gone_and_both_come_back() {
 }
 
 #[test]
-fn prometheus_sees_most_deliveries_fail_and_die_and_the_end_of_it() {
+fn prometheus_sees_most_deliveries_fail_and_die_and_then_recover() {
     let sandbox = Sandbox::new();
     let is_well = Arc::new(AtomicBool::new(false));
     let receiver = Receiver::answering({

@@ -18,7 +18,7 @@ fn receiver() -> Receiver {
 }
 
 #[test]
-fn a_hopeless_answer_is_dead_at_once_and_others_are_tried_again() {
+fn a_delivery_with_a_no_retry_status_is_dead_at_once_and_others_are_retried() {
     let sandbox = Sandbox::new();
     let receiver = receiver();
     let refusing = sandbox.webhook(&receiver.url("/422"), &["refused"]);

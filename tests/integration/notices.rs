@@ -74,7 +74,7 @@ fn published(notifier: &Notifier) -> f64 {
 }
 
 #[test]
-fn what_somebody_does_to_a_webhook_is_told_once_in_the_shape_of_an_event() {
+fn a_change_to_a_webhook_is_published_once_in_the_form_of_an_event() {
     let sandbox = Sandbox::new();
     let url = "https://hooks.example.com:8443/s3cret?token=s3cret";
     let webhook = sandbox.webhook(url, &["*"]);
@@ -122,7 +122,7 @@ fn what_somebody_does_to_a_webhook_is_told_once_in_the_shape_of_an_event() {
 }
 
 #[test]
-fn what_changes_while_no_notifier_runs_is_told_by_the_next_and_what_was_so_before_is_not() {
+fn a_change_while_no_notifier_runs_is_published_by_the_next_and_an_older_one_is_not() {
     let sandbox = Sandbox::bare(&crate::harness::Servers::shared(), 1);
     assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
     sandbox.broker.declare(sandbox.queue(), FieldTable::new()).expect("a fresh name");
@@ -151,7 +151,7 @@ fn what_changes_while_no_notifier_runs_is_told_by_the_next_and_what_was_so_befor
 }
 
 #[test]
-fn a_dead_letter_is_told_to_its_owner_by_webhook_and_a_dead_notice_to_nobody() {
+fn the_owner_of_a_dead_letter_is_told_by_webhook_and_of_a_dead_notice_nobody_is() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.path.as_str() {
         "/told" => Reply::Status(200),
@@ -208,7 +208,7 @@ fn a_dead_letter_is_told_to_its_owner_by_webhook_and_a_dead_notice_to_nobody() {
 }
 
 #[test]
-fn of_a_flood_of_dead_letters_each_is_told_or_counted_and_nothing_waits_for_it() {
+fn each_of_a_flood_of_dead_letters_is_published_or_counted_and_nothing_waits_for_it() {
     const MANY: usize = 1_500;
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(422));

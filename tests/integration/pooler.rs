@@ -94,17 +94,17 @@ fn check_changes(settings: &str) {
 }
 
 #[test]
-fn by_a_transaction_pooler_every_event_asks_and_every_change_is_honoured() {
+fn behind_a_transaction_pooler_every_event_asks_and_every_change_is_honoured() {
     check_changes(IGNORES_OPTIONS);
 }
 
 #[test]
-fn a_transaction_pooler_that_takes_no_options_is_started_with_all_the_same() {
+fn a_transaction_pooler_that_accepts_no_options_works_too() {
     check_changes("");
 }
 
 #[test]
-fn by_a_session_pooler_changes_are_heard() {
+fn behind_a_session_pooler_changes_are_notified() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -123,7 +123,7 @@ fn by_a_session_pooler_changes_are_heard() {
 }
 
 #[test]
-fn options_of_ones_own_that_the_pooler_refuses_are_an_error_with_the_remedy() {
+fn own_options_that_the_pooler_refuses_are_an_error_with_the_remedy() {
     let sandbox = Sandbox::new();
     let pooler = Pooler::before(&sandbox, "transaction", "");
     let url = format!("{}?options=-csearch_path%3Delsewhere", pooler.url());

@@ -20,7 +20,7 @@ fn aside(sandbox: &Sandbox) -> String {
 }
 
 #[test]
-fn a_queue_that_is_not_there_yet_is_made_of_the_type_that_was_chosen() {
+fn a_missing_queue_is_created_with_the_chosen_type() {
     for kind in ["quorum", "classic"] {
         let sandbox = Sandbox::bare(&Servers::shared(), 1);
         assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
@@ -36,7 +36,7 @@ fn a_queue_that_is_not_there_yet_is_made_of_the_type_that_was_chosen() {
 }
 
 #[test]
-fn a_queue_that_is_there_stays_what_it_is() {
+fn an_existing_queue_keeps_its_type() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -87,7 +87,7 @@ fn ids(messages: &[Message]) -> Vec<String> {
 }
 
 #[test]
-fn a_classic_queue_becomes_a_quorum_queue_and_back_with_all_that_is_in_it() {
+fn a_classic_queue_becomes_a_quorum_queue_and_back_with_all_its_messages() {
     const COUNT: usize = 1_050;
     let sandbox = Sandbox::new();
     let user = url::Url::parse(&sandbox.servers.amqp_url).expect("an URL").username().to_owned();
@@ -123,7 +123,7 @@ fn a_classic_queue_becomes_a_quorum_queue_and_back_with_all_that_is_in_it() {
 }
 
 #[test]
-fn what_the_notifier_left_in_its_old_queue_it_gets_from_the_new_one() {
+fn events_left_in_the_old_queue_are_delivered_from_the_new_one() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);

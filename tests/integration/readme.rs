@@ -140,7 +140,7 @@ fn commands_of(help: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_command_is_in_the_manual_and_says_all_about_itself() {
+fn every_command_is_in_the_manual_and_its_help_is_complete() {
     let manual = manual("install");
     let mut leaves = 0;
     let mut open = vec![Vec::new()];
@@ -262,7 +262,7 @@ fn the_readme_is_a_front_page() {
 
 /// What `make demo` runs once it has servers.
 #[test]
-fn the_demo_shows_that_all_arrives_once() {
+fn the_demo_shows_that_everything_arrives_once() {
     let servers = Servers::shared();
     let mut demo = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/demo.sh"));
     demo.arg(binary()).env("AMQP_URL", servers.amqp_url).env("DATABASE_URL", servers.database_url);

@@ -106,7 +106,7 @@ fn with_the_default_settings_receivers_that_never_answer_delay_nobody() {
 }
 
 #[test]
-fn an_event_that_many_hanging_receivers_want_reaches_a_healthy_one_at_once_and_so_does_the_next() {
+fn an_event_for_many_hanging_receivers_reaches_a_healthy_one_at_once_and_so_does_the_next() {
     let sandbox = Sandbox::alone(1);
     let hanging: Vec<_> = (0..30).map(|_| Receiver::answering(|_| Reply::Hang)).collect();
     let healthy = Receiver::new();
@@ -132,7 +132,7 @@ fn an_event_that_many_hanging_receivers_want_reaches_a_healthy_one_at_once_and_s
 }
 
 #[test]
-fn a_lane_grows_while_its_consumers_are_stuck_and_has_one_again_afterwards() {
+fn a_lane_grows_while_its_consumers_are_stuck_and_shrinks_to_one_afterwards() {
     let sandbox = Sandbox::new();
     let (release, released) = crossbeam_channel::bounded::<()>(0);
     let receivers: Vec<_> = (0..6)
@@ -206,7 +206,7 @@ fn most_at_once(capacity: Option<u16>, events: usize) -> usize {
 }
 
 #[test]
-fn a_far_receiver_gets_many_requests_at_a_time_and_half_of_the_capacity_at_most() {
+fn a_distant_receiver_gets_many_concurrent_requests_and_at_most_half_of_the_capacity() {
     let most = most_at_once(None, 300);
     assert!((12..=32).contains(&most), "{most} at once of 64");
     let most = most_at_once(Some(8), 40);
@@ -214,7 +214,7 @@ fn a_far_receiver_gets_many_requests_at_a_time_and_half_of_the_capacity_at_most(
 }
 
 #[test]
-fn the_webhooks_of_one_account_have_three_quarters_of_the_capacity_at_most() {
+fn the_webhooks_of_one_account_get_at_most_three_quarters_of_the_capacity() {
     let sandbox = Sandbox::new();
     let at_once = AtOnce::default();
     let stays = Arc::new(AtomicBool::new(false));
@@ -272,7 +272,7 @@ fn the_webhooks_of_one_account_have_three_quarters_of_the_capacity_at_most() {
 }
 
 #[test]
-fn no_more_requests_are_under_way_than_the_capacity_retries_included_and_all_arrive() {
+fn requests_with_retries_never_exceed_the_capacity_and_all_events_arrive() {
     let sandbox = Sandbox::new();
     let at_once = AtOnce::default();
     let receivers: Vec<_> = (0..12)
@@ -317,7 +317,7 @@ fn no_more_requests_are_under_way_than_the_capacity_retries_included_and_all_arr
 }
 
 #[test]
-fn a_receiver_that_fails_now_and_then_keeps_its_breaker_closed_and_gets_every_event() {
+fn a_receiver_that_fails_occasionally_keeps_its_breaker_closed_and_gets_every_event() {
     let sandbox = Sandbox::new();
     let firsts = AtomicUsize::new(0);
     // Six in a row of twenty events fail.
@@ -442,7 +442,7 @@ fn a_breaker_opens_after_a_second_of_failures_probes_closes_and_the_requests_ram
 }
 
 #[test]
-fn a_receiver_that_says_it_has_too_many_requests_gets_half_as_many() {
+fn an_overloaded_receiver_gets_half_as_many_requests() {
     let sandbox = Sandbox::alone(1);
     // While overloaded, it collects requests to refuse them together.
     let overloaded = Arc::new(AtomicBool::new(false));
@@ -544,7 +544,7 @@ fn retry_after_holds_the_whole_receiver_back() {
 }
 
 #[test]
-fn what_is_held_back_counts_no_attempt_and_expires() {
+fn a_delivery_that_is_held_back_counts_no_attempt_and_expires() {
     let sandbox = Sandbox::new();
     let (receiver, _) = broken();
     let webhook = sandbox.webhook(&receiver.url("/"), &["order.*"]);
@@ -641,7 +641,7 @@ fn a_delivery_that_never_had_an_attempt_says_why_it_died() {
 }
 
 #[test]
-fn an_event_that_very_many_want_is_split_and_each_gets_it_once() {
+fn an_event_for_very_many_webhooks_is_split_and_each_gets_it_once() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.path.as_str() {
         "/7" if request.attempt == 1 => Reply::Status(500),
@@ -679,7 +679,7 @@ fn an_event_that_very_many_want_is_split_and_each_gets_it_once() {
 }
 
 #[test]
-fn a_dead_letter_of_a_receiver_that_was_held_back_starts_over_when_it_is_replayed() {
+fn a_dead_letter_that_expired_starts_over_when_it_is_replayed() {
     let sandbox = Sandbox::new();
     let (receiver, mended) = broken();
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);

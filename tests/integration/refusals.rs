@@ -89,7 +89,7 @@ fn assert_each(receiver: &Receiver, path: &str, events: &[Event], times: usize) 
 }
 
 #[test]
-fn what_is_settled_behind_a_message_that_is_refused_is_acked_without_it() {
+fn events_settled_behind_a_refused_message_are_acked_without_it() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -124,7 +124,7 @@ fn what_is_settled_behind_a_message_that_is_refused_is_acked_without_it() {
 }
 
 #[test]
-fn a_dead_letter_queue_that_refuses_is_told_and_goes_on_by_itself_when_it_takes_messages_again() {
+fn a_dead_letter_queue_that_refuses_is_reported_and_used_again_when_it_takes_messages() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -195,7 +195,7 @@ fn a_delivery_that_is_dead_is_not_attempted_again_because_its_queue_refuses_it()
 }
 
 #[test]
-fn while_wait_queues_refuse_nothing_is_repeated_and_what_failed_waits_for_them() {
+fn while_wait_queues_refuse_nothing_is_repeated_and_failed_deliveries_wait() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -254,7 +254,7 @@ fn while_wait_queues_refuse_nothing_is_repeated_and_what_failed_waits_for_them()
 }
 
 #[test]
-fn a_queue_that_refuses_and_is_deleted_and_made_again_takes_messages() {
+fn a_refusing_queue_that_is_deleted_and_created_again_takes_messages() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -278,7 +278,7 @@ fn a_queue_that_refuses_and_is_deleted_and_made_again_takes_messages() {
 }
 
 #[test]
-fn the_parts_of_a_split_event_wait_for_a_retry_queue_that_refuses_and_come_once_each() {
+fn the_parts_of_a_split_event_wait_for_a_refusing_retry_queue_and_arrive_once_each() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -322,7 +322,7 @@ fn the_parts_of_a_split_event_wait_for_a_retry_queue_that_refuses_and_come_once_
 }
 
 #[test]
-fn what_a_backlog_does_not_take_waits_elsewhere_and_comes_once() {
+fn deliveries_that_a_backlog_refuses_wait_elsewhere_and_arrive_once() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -367,7 +367,7 @@ fn what_a_backlog_does_not_take_waits_elsewhere_and_comes_once() {
 }
 
 #[test]
-fn a_shutdown_hands_back_what_is_refused_and_nothing_else() {
+fn a_shutdown_hands_back_refused_messages_and_nothing_else() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);

@@ -80,7 +80,7 @@ fn ids(sandbox: &Sandbox) -> BTreeSet<Uuid> {
 }
 
 #[test]
-fn whatever_is_dropped_migrate_puts_it_back_and_keeps_the_rows() {
+fn migrate_restores_whatever_was_dropped_and_keeps_the_rows() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let fill = || {
@@ -138,7 +138,7 @@ fn whatever_is_dropped_migrate_puts_it_back_and_keeps_the_rows() {
 }
 
 #[test]
-fn check_names_what_is_missing_and_a_running_notifier_goes_on_with_what_came_back() {
+fn check_names_missing_objects_and_a_running_notifier_uses_restored_ones() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| {
         Reply::Status(if request.path == "/failing" { 500 } else { 200 })

@@ -7,7 +7,7 @@ use crate::harness::{
 };
 
 #[test]
-fn a_failing_receiver_is_asked_again_on_schedule_and_its_neighbour_only_once() {
+fn a_failing_receiver_is_retried_on_schedule_and_its_neighbour_is_asked_once() {
     let sandbox = Sandbox::alone(1);
     let receiver = Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
         ("/failing", 1..=5) => Reply::Status(500),
@@ -81,7 +81,7 @@ fn a_failing_receiver_is_asked_again_on_schedule_and_its_neighbour_only_once() {
 }
 
 #[test]
-fn a_schedule_that_repeats_goes_on_for_ever() {
+fn a_schedule_that_repeats_continues_beyond_its_last_delay() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.attempt {
         1..=7 => Reply::Status(503),
@@ -192,7 +192,7 @@ fn an_event_whose_notifier_dies_during_the_request_is_delivered_by_the_next_one(
 }
 
 #[test]
-fn a_retry_is_on_time_behind_a_backlog_of_events() {
+fn a_retry_does_not_wait_behind_a_long_queue_of_events() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
         ("/failing", 1) => Reply::Status(500),

@@ -80,7 +80,7 @@ fn a_reused_connection_that_ends_instead_of_an_answer_costs_no_attempt() {
 }
 
 #[test]
-fn nor_does_one_under_tls() {
+fn a_reused_tls_connection_that_ends_instead_of_an_answer_costs_no_attempt() {
     let receiver = Wire::serving(|connection| {
         if connection.request().is_some() {
             connection.ok("");
@@ -102,7 +102,7 @@ fn nor_does_one_under_tls() {
 }
 
 #[test]
-fn a_request_goes_out_twice_at_most_and_only_because_of_a_reused_connection() {
+fn a_request_is_sent_at_most_twice_and_only_because_of_a_reused_connection() {
     let is_broken = Arc::new(AtomicBool::new(true));
     let breaks = Arc::clone(&is_broken);
     let receiver = Wire::serving(move |connection| {
@@ -137,7 +137,7 @@ fn a_request_goes_out_twice_at_most_and_only_because_of_a_reused_connection() {
 }
 
 #[test]
-fn nothing_is_sent_again_once_a_byte_of_an_answer_has_come() {
+fn no_request_is_sent_again_once_a_byte_of_its_answer_has_arrived() {
     let receiver = Wire::serving(|connection| {
         while connection.request().is_some() {
             // The first request of each connection is answered.
@@ -238,7 +238,7 @@ fn warm(room: usize, then: fn(&mut Connection)) -> (Wire, Sandbox, Notifier) {
 }
 
 #[test]
-fn of_connections_that_died_silently_one_costs_its_time_and_the_others_nothing() {
+fn of_several_silently_dead_connections_only_one_costs_a_timeout() {
     // Like a relay whose other side has gone: it accepts everything, and nothing comes back.
     let (receiver, sandbox, notifier) = warm(16 << 10, |connection| {
         connection.head();
@@ -262,7 +262,7 @@ fn of_connections_that_died_silently_one_costs_its_time_and_the_others_nothing()
 }
 
 #[test]
-fn where_nothing_confirms_what_was_sent_the_same_attempt_has_time_for_a_fresh_connection() {
+fn if_nothing_acknowledges_a_request_the_same_attempt_uses_a_fresh_connection() {
     // As if no packet got through: the event doesn't fit into the little that the kernel accepts.
     let (receiver, sandbox, notifier) = warm(1, |connection| connection.stand_still());
     let mut event = Event::new("order.paid");

@@ -76,7 +76,7 @@ fn documented_grants() -> String {
 }
 
 #[test]
-fn the_documented_rights_are_all_that_is_needed_and_each_is() {
+fn the_documented_rights_are_enough_and_each_is_needed() {
     let sandbox = Sandbox::new();
     let role = Role::new(&sandbox);
     role.run(&documented_grants());
@@ -135,7 +135,7 @@ fn the_documented_rights_are_all_that_is_needed_and_each_is() {
 }
 
 #[test]
-fn a_user_that_may_only_read_and_a_database_that_only_reads_fail_the_check() {
+fn a_read_only_user_and_a_read_only_database_fail_the_check() {
     let sandbox = Sandbox::new();
     let role = Role::new(&sandbox);
     role.run("GRANT SELECT ON webhooks, backlogs, delivery_attempts TO notifier");
@@ -162,7 +162,7 @@ fn a_user_that_may_only_read_and_a_database_that_only_reads_fail_the_check() {
 }
 
 #[test]
-fn an_answer_that_is_an_error_is_told_as_what_it_is() {
+fn an_error_from_postgresql_is_reported_as_what_it_is() {
     let sandbox = Sandbox::new();
     let role = Role::new(&sandbox);
     role.run(&documented_grants());

@@ -96,7 +96,7 @@ fn insert(sandbox: &Sandbox, url: &str) -> Vec<Uuid> {
 }
 
 #[test]
-fn whatever_stands_in_a_row_costs_its_own_deliveries_only_and_is_named() {
+fn whatever_a_row_contains_affects_only_its_own_deliveries_and_is_named() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/healthy"), &["*"]);
@@ -211,7 +211,7 @@ fn rows_of_other_tables_break_nothing_either() {
 }
 
 #[test]
-fn text_that_is_no_utf8_makes_its_own_webhook_unusable() {
+fn invalid_utf8_makes_only_its_own_webhook_unusable() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     // A database whose encoding checks nothing, and one with a character that UTF-8 lacks.
@@ -279,7 +279,7 @@ fn many_types_for_webhooks_with_long_urls_take_little_memory() {
 }
 
 #[test]
-fn patterns_that_hardly_match_what_is_meant_are_refused_or_warned_of() {
+fn doubtful_patterns_are_refused_or_draw_a_warning() {
     let sandbox = Sandbox::new();
     let add =
         |pattern: &str| sandbox.command(&["webhooks", "add", "https://example.org/", pattern]);
@@ -310,7 +310,7 @@ fn patterns_that_hardly_match_what_is_meant_are_refused_or_warned_of() {
 }
 
 #[test]
-fn events_that_many_unusable_webhooks_want_come_to_a_stand_for_nobody() {
+fn events_for_many_unusable_webhooks_block_nobody() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);

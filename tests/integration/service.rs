@@ -64,7 +64,7 @@ fn is_of_manual(name: &str) -> bool {
 }
 
 #[test]
-fn an_installation_is_these_files_and_an_edited_environment_file_outlives_all() {
+fn an_installation_is_these_files_and_keeps_an_edited_environment_file() {
     let installation = Installation::new();
     let (manual, others): (Vec<_>, Vec<_>) =
         installation.files().into_iter().partition(|(name, _)| is_of_manual(name));
@@ -116,7 +116,7 @@ fn another_prefix_has_its_units_where_systemd_looks_for_them() {
 }
 
 #[test]
-fn where_no_service_can_run_the_targets_say_what_to_do() {
+fn if_no_service_can_run_the_targets_say_what_to_do() {
     // Only what changes nothing, if one is running.
     let finished = Installation::empty().make(&["status"]);
     let remedies = ["sudo make install", "run --env-file"];
@@ -179,7 +179,7 @@ fn stop(mut service: Service) -> Vec<String> {
 }
 
 #[test]
-fn a_supervisor_hears_when_it_is_ready_lives_and_stops_and_has_it_back_after_a_kill() {
+fn a_supervisor_is_told_of_readiness_life_and_stop_and_can_restart_it_after_a_kill() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -211,7 +211,7 @@ fn a_supervisor_hears_when_it_is_ready_lives_and_stops_and_has_it_back_after_a_k
 }
 
 #[test]
-fn a_process_that_stands_still_gives_no_sign_of_life() {
+fn a_stopped_process_gives_no_sign_of_life() {
     let sandbox = Sandbox::new();
     let installation = install(&sandbox, &[]);
     let service = installation.start(UNIT, WATCHDOG);
@@ -231,7 +231,7 @@ fn a_process_that_stands_still_gives_no_sign_of_life() {
 }
 
 #[test]
-fn a_broker_that_goes_away_is_a_status_and_no_end() {
+fn the_loss_of_the_broker_changes_the_status_and_does_not_end_the_process() {
     let sandbox = Sandbox::new();
     let proxy = Proxy::before(&sandbox.servers.amqp_url);
     let url = proxy.url(&sandbox.servers.amqp_url);
@@ -250,7 +250,7 @@ fn a_broker_that_goes_away_is_a_status_and_no_end() {
 }
 
 #[test]
-fn a_database_that_is_silent_delays_the_start_as_long_as_it_takes_and_never_the_signs_of_life() {
+fn a_silent_database_delays_the_start_but_never_the_signs_of_life() {
     let sandbox = Sandbox::new();
     let proxy = Proxy::before(sandbox.database.url());
     proxy.refuse();
@@ -274,7 +274,7 @@ fn a_database_that_is_silent_delays_the_start_as_long_as_it_takes_and_never_the_
 }
 
 #[test]
-fn a_configuration_that_cannot_be_used_is_not_started_again() {
+fn an_invalid_configuration_is_not_restarted() {
     let sandbox = Sandbox::new();
     let installation = install(&sandbox, &[("PREFETCH_COUNT", "0")]);
     let unit = installation.unit(UNIT);
@@ -351,7 +351,7 @@ impl Drop for Login<'_> {
 }
 
 #[test]
-fn a_command_takes_the_services_settings_whatever_the_password() {
+fn a_command_uses_the_services_settings_whatever_the_password() {
     let sandbox = Sandbox::new();
     let password = "p$a%s`s # \"w'o\\rd;";
     let login = Login::new(&sandbox, password);

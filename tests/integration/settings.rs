@@ -39,7 +39,7 @@ fn held(notifier: &Notifier, reason: &str) -> f64 {
 }
 
 #[test]
-fn headers_of_its_own_come_with_each_request_and_a_change_counts_at_once() {
+fn a_webhooks_own_headers_come_with_each_request_and_changes_take_effect() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let url = receiver.url("/");
@@ -73,7 +73,7 @@ fn headers_of_its_own_come_with_each_request_and_a_change_counts_at_once() {
 }
 
 #[test]
-fn a_deadline_of_its_own_shortens_that_of_all_requests_and_never_lengthens_it() {
+fn a_webhooks_own_deadline_shortens_the_general_one_and_never_lengthens_it() {
     let receiver = Receiver::answering(|_| Reply::Hang);
     for (request_timeout, timeout_ms, at_least) in [("9s", 300, 290), ("400ms", 600_000, 390)] {
         let sandbox = Sandbox::new();
@@ -92,7 +92,7 @@ fn a_deadline_of_its_own_shortens_that_of_all_requests_and_never_lengthens_it() 
 }
 
 #[test]
-fn no_more_requests_are_under_way_than_may_be_and_all_events_arrive_once() {
+fn max_in_flight_is_never_exceeded_and_all_events_arrive_once() {
     let sandbox = Sandbox::new();
     let (release, released) = crossbeam_channel::bounded::<()>(0);
     let is_first = AtomicBool::new(true);
@@ -131,7 +131,7 @@ fn no_more_requests_are_under_way_than_may_be_and_all_events_arrive_once() {
 }
 
 #[test]
-fn no_more_requests_are_made_than_the_rate_allows_and_all_events_arrive_once() {
+fn the_rate_is_never_exceeded_and_all_events_arrive_once() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/limited"), &["*"]);
@@ -164,7 +164,7 @@ fn no_more_requests_are_made_than_the_rate_allows_and_all_events_arrive_once() {
 }
 
 #[test]
-fn a_rate_that_is_raised_counts_at_once_and_whoever_waits_too_long_expires() {
+fn a_raised_rate_takes_effect_and_a_delivery_that_waits_too_long_expires() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -225,7 +225,7 @@ const UNUSABLE: [(&str, &str, &str); 17] = [
 ];
 
 #[test]
-fn a_setting_that_cannot_be_used_costs_its_own_deliveries_only_and_says_what_to_do() {
+fn an_invalid_setting_affects_only_its_own_deliveries_and_says_what_to_do() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/healthy"), &["*"]);
@@ -291,7 +291,7 @@ fn a_setting_that_cannot_be_used_costs_its_own_deliveries_only_and_says_what_to_
 }
 
 #[test]
-fn settings_are_given_shown_and_taken_back_by_commands() {
+fn settings_are_set_shown_and_unset_by_commands() {
     let sandbox = Sandbox::new();
     let url = "https://example.org/in";
     let folder = tempfile::tempdir().expect("a folder");
@@ -389,7 +389,7 @@ fn settings_are_given_shown_and_taken_back_by_commands() {
 }
 
 #[test]
-fn on_a_database_without_the_columns_all_say_to_migrate() {
+fn without_the_columns_all_commands_say_to_migrate() {
     let sandbox = Sandbox::bare(&Servers::shared(), 1);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql");
     let mut files: Vec<_> =

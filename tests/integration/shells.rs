@@ -75,7 +75,7 @@ fn zsh_finds_its_completion() {
 }
 
 #[test]
-fn the_manual_has_a_page_for_each_command_and_the_guide_and_groff_has_nothing_to_say() {
+fn the_manual_has_a_page_for_each_command_and_a_guide_and_groff_finds_no_fault() {
     let installation = Installation::empty();
     let into = installation.path("/man");
     let named = into.to_str().expect("text");
@@ -154,7 +154,7 @@ fn there_are_colours_on_a_terminal_and_nowhere_else() {
 }
 
 #[test]
-fn a_name_in_a_file_of_settings_that_is_none_is_told_with_the_one_that_is_meant() {
+fn a_misspelt_setting_in_an_env_file_is_reported_with_the_one_that_is_meant() {
     let sandbox = Sandbox::new();
     let installation = Installation::empty();
     let file = installation.path("/env");

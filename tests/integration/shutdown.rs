@@ -70,7 +70,7 @@ fn an_idle_notifier_ends_within_a_second_of_sigint() {
 }
 
 #[test]
-fn a_request_under_way_is_finished_and_what_was_not_begun_stays_in_the_queue() {
+fn a_request_under_way_is_finished_and_the_other_events_stay_in_the_queue() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Slow(Duration::from_secs(2), 200));
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -117,7 +117,7 @@ fn a_request_that_fails_during_the_shutdown_is_still_parked() {
 }
 
 #[test]
-fn a_receiver_that_hangs_delays_the_end_no_longer_than_a_request_may_take() {
+fn a_hanging_receiver_delays_the_shutdown_no_longer_than_a_request_may_take() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.attempt {
         1 => Reply::Hang,
@@ -147,7 +147,7 @@ fn a_receiver_that_hangs_delays_the_end_no_longer_than_a_request_may_take() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn a_second_signal_ends_the_process_at_once() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.attempt {
         1 => Reply::Hang,
@@ -205,7 +205,7 @@ fn check_interrupted_fan_out(capacity: u16) {
 }
 
 #[test]
-fn a_fan_out_that_a_shutdown_interrupts_reaches_each_webhook_once_over_both_lives() {
+fn a_fan_out_interrupted_by_a_shutdown_reaches_each_webhook_once_over_both_runs() {
     check_interrupted_fan_out(1);
     check_interrupted_fan_out(4);
     check_interrupted_fan_out(64);
@@ -244,7 +244,7 @@ fn a_lane_that_grows_when_the_signal_comes_repeats_nothing() {
 }
 
 #[test]
-fn what_others_deliver_for_a_stuck_consumer_is_neither_lost_nor_repeated() {
+fn events_taken_over_from_a_stuck_consumer_are_neither_lost_nor_repeated() {
     let sandbox = Sandbox::new();
     let stuck = Receiver::answering(|_| Reply::Slow(Duration::from_secs(3), 200));
     let healthy = Receiver::answering(|_| Reply::Slow(Duration::from_millis(50), 200));
@@ -271,7 +271,7 @@ fn what_others_deliver_for_a_stuck_consumer_is_neither_lost_nor_repeated() {
 }
 
 #[test]
-fn whoever_takes_over_from_a_stuck_consumer_begins_nothing_after_the_signal() {
+fn nothing_is_taken_over_from_a_stuck_consumer_after_the_signal() {
     let sandbox = Sandbox::new();
     let stuck = Receiver::answering(|_| Reply::Slow(Duration::from_secs(4), 200));
     let healthy = Receiver::answering(|_| Reply::Slow(Duration::from_millis(200), 200));
@@ -357,13 +357,13 @@ fn check_interrupted_wait(slow_kind: &str, prompt_kind: &str) {
 }
 
 #[test]
-fn deliveries_that_wait_for_a_place_when_the_signal_comes_are_neither_lost_nor_repeated() {
+fn deliveries_that_wait_for_capacity_at_the_signal_are_neither_lost_nor_repeated() {
     check_interrupted_wait("slow", "prompt");
     check_interrupted_wait("all", "all");
 }
 
 #[test]
-fn it_ends_while_it_looks_for_its_broker_at_the_start() {
+fn it_ends_while_it_connects_to_its_broker_at_the_start() {
     let sandbox = Sandbox::new();
     let nobody = Receiver::new();
     let mut notifier = sandbox

@@ -156,7 +156,7 @@ fn a_secret_is_printed_once_and_never_again() {
 }
 
 #[test]
-fn a_secret_that_is_none_is_told_and_costs_no_event() {
+fn an_invalid_secret_is_reported_and_costs_no_event() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let (webhook, _) = add(&sandbox, &receiver.url("/"));
@@ -255,7 +255,7 @@ fn a_410_disables_the_webhook_until_it_is_enabled() {
 }
 
 #[test]
-fn what_waits_for_a_webhook_that_is_gone_is_dropped() {
+fn deliveries_that_wait_for_a_webhook_that_is_gone_are_dropped() {
     let gone = Arc::new(AtomicBool::new(false));
     let answer = Arc::clone(&gone);
     let sandbox = Sandbox::new();
@@ -282,7 +282,7 @@ fn what_waits_for_a_webhook_that_is_gone_is_dropped() {
 }
 
 #[test]
-fn a_410_from_where_the_webhook_was_before_does_not_disable_it() {
+fn a_410_from_the_previous_url_of_a_webhook_does_not_disable_it() {
     let sandbox = Sandbox::new();
     let (release, released) = crossbeam_channel::bounded::<()>(0);
     let receiver = Receiver::answering(move |request| match request.path.as_str() {
@@ -306,7 +306,7 @@ fn a_410_from_where_the_webhook_was_before_does_not_disable_it() {
 }
 
 #[test]
-fn a_410_while_postgresql_is_away_is_heard_at_the_next_event() {
+fn a_410_while_postgresql_is_away_takes_effect_at_the_next_event() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(410));
     sandbox.webhook(&receiver.url("/"), &["*"]);

@@ -116,7 +116,7 @@ fn orphaned_deliveries_want_attention() {
 }
 
 #[test]
-fn a_queue_of_ours_that_was_deleted_is_told_of_when_it_is_there_again() {
+fn a_deleted_queue_is_reported_when_it_exists_again() {
     with_vhost(|_, sandbox| {
         let notifier = launch(sandbox).start();
         sandbox.broker.delete("webhooks.wait.1s").expect("it is there");
@@ -137,7 +137,7 @@ fn a_queue_of_ours_that_was_deleted_is_told_of_when_it_is_there_again() {
 }
 
 #[test]
-fn a_queue_that_can_t_be_used_is_trouble() {
+fn an_unusable_queue_is_trouble() {
     with_vhost(|_, sandbox| {
         let mut classic = FieldTable::new();
         classic.insert("x-queue-type".to_owned(), AmqpValue::LongString("classic".to_owned()));
@@ -183,7 +183,7 @@ fn an_error_of_postgresql_is_trouble() {
 }
 
 #[test]
-fn a_broker_that_is_away_is_trouble_and_nothing_is_delivered_any_more() {
+fn a_broker_that_is_away_is_trouble_and_nothing_is_consumed() {
     let sandbox = Sandbox::new();
     let broker = Proxy::before(&sandbox.servers.amqp_url);
     let amqp_url = broker.url(&sandbox.servers.amqp_url);
@@ -206,7 +206,7 @@ fn a_broker_that_is_away_is_trouble_and_nothing_is_delivered_any_more() {
 }
 
 #[test]
-fn changes_that_can_t_be_heard_want_attention() {
+fn missing_notifications_of_changes_want_attention() {
     let sandbox = Sandbox::new();
     sandbox.database.run_script("DROP TRIGGER webhooks_updated ON webhooks");
     let notifier = launch(&sandbox).start();

@@ -107,7 +107,7 @@ fn assert_page_has_the_numbers(sandbox: &Sandbox, dom: &str, metrics: &Expositio
 }
 
 #[test]
-fn page_and_json_have_the_numbers_of_the_metrics() {
+fn page_and_json_show_the_numbers_of_the_metrics() {
     let sandbox = Sandbox::new();
     let notifier = eventful(&sandbox);
     // Quantiles cover what came between two samples. Nothing changes after that.
@@ -133,7 +133,7 @@ fn page_and_json_have_the_numbers_of_the_metrics() {
 }
 
 #[test]
-fn wait_queues_are_watched_under_a_name_for_each_delay() {
+fn wait_queues_are_listed_by_their_delay() {
     let sandbox = Sandbox::new();
     let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "1s,2s,1s").start();
     wait_until(SOON, "RabbitMQ has told how many wait", || {
@@ -241,7 +241,7 @@ fn ailing_receivers_are_listed_with_reason_and_next_attempt_until_they_are_well(
 }
 
 #[test]
-fn the_page_tells_nothing_about_events_and_secrets_and_of_urls_only_where_they_lead() {
+fn the_page_reveals_no_event_or_secret_and_of_urls_only_where_they_lead() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(500));
     let url = receiver.url("/in/concealed-0123456789?token=concealed-token");

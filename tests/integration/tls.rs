@@ -44,7 +44,7 @@ fn large_event(kind: &str) -> Event {
 }
 
 #[test]
-fn events_come_in_wait_and_go_out_by_tls_and_survive_a_crash_of_the_broker() {
+fn events_are_consumed_parked_and_delivered_by_tls_and_survive_a_crash_of_the_broker() {
     let faults = FaultServers::take();
     let sandbox = Sandbox::on(faults.servers(), 1);
     let authority = Authority::new(BELIEVED);
@@ -139,7 +139,7 @@ fn assert_refused(finished: &Finished, wrong: &str, remedy: &str) {
 }
 
 #[test]
-fn a_broker_whose_certificate_is_no_good_is_refused_with_the_reason() {
+fn a_broker_with_a_bad_certificate_is_refused_with_the_reason() {
     let sandbox = Sandbox::new();
     let authority = Authority::new(BELIEVED);
     let believed = ca_file(&[&authority.pem()]);
@@ -231,7 +231,7 @@ fn postgresql_that_speaks_no_tls_is_refused_where_it_is_required() {
 }
 
 #[test]
-fn a_receiver_whose_certificate_is_no_good_gets_nothing_and_the_dead_letter_says_why() {
+fn a_receiver_with_a_bad_certificate_gets_nothing_and_the_dead_letter_says_why() {
     let sandbox = Sandbox::new();
     let authority = Authority::new(BELIEVED);
     let believed = ca_file(&[&authority.pem()]);
@@ -296,7 +296,7 @@ fn check_timeout(authority: &Authority, url: &str, request_timeout: &str, limit:
 }
 
 #[test]
-fn a_receiver_that_never_shakes_hands_costs_no_more_than_connecting_may() {
+fn a_receiver_that_never_begins_its_handshake_costs_no_more_than_connecting_may() {
     // The kernel accepts the connection; nobody answers on it.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("https://{}/", silent.local_addr().expect("it is bound"));

@@ -113,7 +113,7 @@ fn a_retry_queue_with_other_arguments_fails_the_start_with_its_name_and_the_reme
 }
 
 #[test]
-fn another_start_finds_everything_as_it_left_it() {
+fn another_start_accepts_everything_as_the_first_left_it() {
     let sandbox = Sandbox::bare(&Servers::shared(), 1);
     assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
     for _ in 0..2 {
@@ -127,7 +127,7 @@ fn another_start_finds_everything_as_it_left_it() {
 }
 
 #[test]
-fn a_wait_queue_that_somebody_deletes_costs_no_retry() {
+fn a_deleted_wait_queue_costs_no_retry() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.attempt {
         1 => Reply::Status(500),
@@ -157,7 +157,7 @@ fn a_wait_queue_that_somebody_deletes_costs_no_retry() {
 }
 
 #[test]
-fn a_message_that_came_back_often_gets_a_new_life_before_a_delivery_limit_can_drop_it() {
+fn a_message_that_was_returned_often_is_renewed_before_a_delivery_limit_can_drop_it() {
     let sandbox = Sandbox::bare(&Servers::shared(), 1);
     assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
     // At its limit of 5 this queue drops a message, since it has no dead-letter exchange.

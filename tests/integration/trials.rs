@@ -31,7 +31,7 @@ fn table(sandbox: &Sandbox) -> Vec<String> {
 }
 
 #[test]
-fn the_request_is_a_deliverys_and_is_shown_as_it_was_sent_but_for_secrets() {
+fn the_request_is_that_of_a_delivery_and_is_shown_as_sent_except_for_secrets() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| {
         // It returns what it received.
@@ -81,7 +81,7 @@ fn the_request_is_a_deliverys_and_is_shown_as_it_was_sent_but_for_secrets() {
 }
 
 #[test]
-fn a_failure_is_told_with_its_reason_and_a_remedy_and_changes_nothing() {
+fn a_failure_is_reported_with_its_reason_and_a_remedy_and_changes_nothing() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.path.as_str() {
         "/hang" => Reply::Hang,
@@ -119,7 +119,7 @@ fn a_failure_is_told_with_its_reason_and_a_remedy_and_changes_nothing() {
 }
 
 #[test]
-fn a_disabled_webhook_can_be_tested_with_a_body_of_ones_own() {
+fn a_disabled_webhook_can_be_tested_and_with_a_body_from_a_file() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let id = sandbox.webhook(&receiver.url("/"), &["*"]).to_string();

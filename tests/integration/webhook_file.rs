@@ -85,7 +85,7 @@ fn row(sandbox: &Sandbox, url: &str) -> Value {
 }
 
 #[test]
-fn what_a_file_declares_is_added_changed_and_removed_and_the_second_time_nothing() {
+fn a_file_adds_changes_and_removes_webhooks_and_the_second_time_nothing() {
     let sandbox = Sandbox::new();
     let file = Declared::new(&format!(
         "# of the team\n\
@@ -245,7 +245,7 @@ fn an_export_has_no_secrets_and_changes_nothing_when_it_is_applied() {
 }
 
 #[test]
-fn what_a_file_cannot_say_is_left_out_named_and_not_removed() {
+fn a_webhook_that_a_file_cannot_express_is_left_out_named_and_not_removed() {
     let sandbox = Sandbox::new();
     let sound = sandbox.webhook("https://example.org/", &["*"]);
     let headers = sandbox.webhook("https://example.org/headers", &["*"]);
@@ -284,7 +284,7 @@ fn what_a_file_cannot_say_is_left_out_named_and_not_removed() {
 }
 
 #[test]
-fn all_errors_of_a_file_are_told_with_their_lines_and_it_changes_nothing() {
+fn all_errors_of_a_file_are_reported_with_their_lines_and_nothing_is_changed() {
     let sandbox = Sandbox::new();
     let has = sandbox.webhook("https://example.org/", &["*"]);
     let file = Declared::new(&format!(
@@ -388,7 +388,7 @@ fn a_secret_comes_from_the_file_or_stays_and_its_change_leaves_no_gap() {
 }
 
 #[test]
-fn how_many_deliveries_are_dropped_with_those_that_go_is_told() {
+fn applying_a_file_says_how_many_waiting_deliveries_are_dropped() {
     let sandbox = Sandbox::new();
     let gone = sandbox.webhook("http://127.0.0.1:9/gone", &["*"]);
     let off = sandbox.webhook("http://127.0.0.1:9/off", &["*"]);
@@ -416,7 +416,7 @@ fn how_many_deliveries_are_dropped_with_those_that_go_is_told() {
 }
 
 #[test]
-fn of_two_that_apply_the_same_file_at_once_one_registers_what_is_new() {
+fn if_several_apply_the_same_file_at_once_one_registers_the_new_webhook() {
     let sandbox = Sandbox::new();
     let file = Declared::new(
         "[[webhooks]]\npost_url = \"https://example.org/in\"\nevents = [\"user.*\"]\n",
@@ -436,7 +436,7 @@ fn of_two_that_apply_the_same_file_at_once_one_registers_what_is_new() {
 }
 
 #[test]
-fn what_somebody_else_changes_meanwhile_is_not_overwritten() {
+fn a_concurrent_change_is_not_overwritten() {
     let sandbox = Sandbox::new();
     let ids: Vec<_> =
         (0..3).map(|n| sandbox.webhook(&format!("http://a.example/{n}"), &["*"])).collect();
@@ -487,7 +487,7 @@ fn what_somebody_else_changes_meanwhile_is_not_overwritten() {
 }
 
 #[test]
-fn nobody_reads_what_changes_and_it_is_changed_all_the_same() {
+fn webhooks_are_changed_even_if_nobody_reads_the_output() {
     let sandbox = Sandbox::new();
     let entry =
         |n| format!("[[webhooks]]\npost_url = \"http://a.example/{n}\"\nevents = [\"*\"]\n");
@@ -508,7 +508,7 @@ fn nobody_reads_what_changes_and_it_is_changed_all_the_same() {
 }
 
 #[test]
-fn ten_thousand_are_applied_and_then_there_is_nothing_to_change() {
+fn ten_thousand_webhooks_are_applied_and_then_there_is_nothing_to_change() {
     let sandbox = Sandbox::new();
     let entry = |n: usize| {
         format!(

@@ -158,7 +158,7 @@ fn on_a_terminal_the_table_fits_and_long_ones_go_through_the_pager() {
 }
 
 #[test]
-fn what_may_be_secret_in_a_url_is_seen_only_on_demand() {
+fn possible_secrets_in_a_url_are_shown_only_on_demand() {
     let sandbox = Sandbox::new();
     let url = format!("https://example.org/in?token={MARK}#{MARK}");
     let added = sandbox.command(&["webhooks", "add", &url, "*", "--json"]);

@@ -67,7 +67,7 @@ fn expect_parts(text: &str, parts: &[&str]) {
 }
 
 #[test]
-fn a_delivered_event_has_its_story_and_needs_nothing() {
+fn a_delivered_event_has_its_history_and_needs_nothing() {
     let sandbox = Sandbox::new();
     let receiver = receiver();
     let once = sandbox.webhook(&receiver.url("/once?token=s3cret"), &["order.*"]).to_string();
@@ -163,7 +163,7 @@ fn an_event_in_a_backlog_says_how_many_are_before_it() {
 }
 
 #[test]
-fn a_dead_event_is_looked_for_where_dead_letters_lie() {
+fn a_dead_event_is_looked_for_in_the_dead_letter_queue() {
     let sandbox = Sandbox::new();
     let good = Receiver::new();
     let forbidden = sandbox.webhook("http://10.1.2.3/", &["order.paid"]);
@@ -210,7 +210,7 @@ fn a_dead_event_is_looked_for_where_dead_letters_lie() {
 }
 
 #[test]
-fn what_a_delivery_died_of_says_what_to_do_before_a_replay() {
+fn each_reason_of_death_says_what_to_do_before_a_replay() {
     let sandbox = Sandbox::new();
     let id = sandbox.webhook("https://example.org/", &["order.paid"]).to_string();
     // The log alone tells.
@@ -289,7 +289,7 @@ fn an_unknown_event_says_what_that_can_mean_and_fails() {
 }
 
 #[test]
-fn where_only_failures_are_logged_a_delivered_event_is_no_failure() {
+fn if_only_failures_are_logged_a_delivered_event_is_no_failure() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/"), &["order.*"]).to_string();

@@ -28,7 +28,7 @@ fn fill(sandbox: &Sandbox, webhook: Uuid) {
 }
 
 #[test]
-fn it_counts_what_was_logged_and_names_the_worst() {
+fn it_counts_the_logged_attempts_and_names_the_worst() {
     let sandbox = Sandbox::new();
     let webhook = sandbox.webhook("https://example.org/in?token=s3cret", &["order.*"]);
     let other = sandbox.webhook("https://example.org/", &["*"]);
@@ -99,7 +99,7 @@ fn it_counts_what_was_logged_and_names_the_worst() {
 }
 
 #[test]
-fn it_tells_of_what_a_notifier_has_logged() {
+fn it_counts_what_a_notifier_has_logged() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| {
         let answer = b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 9\r\n\r\n<p>no</p>".to_vec();
@@ -119,7 +119,7 @@ fn it_tells_of_what_a_notifier_has_logged() {
 }
 
 #[test]
-fn a_webhook_of_which_nothing_is_known_fails_and_so_does_what_makes_no_sense() {
+fn an_unknown_webhook_and_contradictory_arguments_are_errors() {
     let sandbox = Sandbox::new();
     let stranger = Uuid::new_v4().to_string();
     let finished = sandbox.command(&["why", "--webhook", &stranger]);

@@ -4,7 +4,7 @@ use super::*;
 use crate::{harness::Proxy, malformed::publish_raw_to};
 
 #[test]
-fn a_header_that_is_no_account_makes_an_event_malformed_whatever_its_body_says() {
+fn an_invalid_account_header_makes_an_event_malformed_whatever_its_body_says() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     webhook(&sandbox, &receiver.url("/a"), &["*"], Some("a"));
@@ -90,7 +90,7 @@ fn an_account_counts_however_many_other_headers_there_are() {
 }
 
 #[test]
-fn an_account_counts_beside_a_header_that_nests_too_deep_and_is_refused_where_it_does_so_itself() {
+fn an_account_counts_beside_a_header_nested_too_deep_and_is_refused_if_nested_itself() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     webhook(&sandbox, &receiver.url("/a"), &["*"], Some("a"));
@@ -158,7 +158,7 @@ const ROWS: [(&str, &str); 10] = [
 ];
 
 #[test]
-fn what_stands_in_the_column_is_an_account_or_makes_its_own_webhook_unusable() {
+fn an_invalid_account_in_the_table_makes_only_its_own_webhook_unusable() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let mut ids = Vec::new();
@@ -210,7 +210,7 @@ fn what_stands_in_the_column_is_an_account_or_makes_its_own_webhook_unusable() {
 }
 
 #[test]
-fn a_column_of_numbers_works_and_a_collation_that_ignores_case_does_not_count() {
+fn a_column_of_numbers_works_and_a_collation_that_ignores_case_has_no_effect() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let id = webhook(&sandbox, &receiver.url("/own"), &["*"], Some("7"));
@@ -248,7 +248,7 @@ fn a_column_of_numbers_works_and_a_collation_that_ignores_case_does_not_count() 
 }
 
 #[test]
-fn while_postgres_is_away_accounts_decide_as_before() {
+fn while_postgresql_is_away_accounts_decide_as_before() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     for account in [Some("a"), Some("b"), None] {

@@ -9,7 +9,7 @@ fn words(text: &str) -> String {
 }
 
 #[test]
-fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
+fn why_names_the_accounts_of_an_event_and_of_the_webhooks_that_did_not_get_it() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let of_b = webhook(&sandbox, &receiver.url("/b"), &["user.*"], Some("b")).to_string();
@@ -81,7 +81,7 @@ fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
 }
 
 #[test]
-fn why_tells_two_accounts_apart_that_used_the_same_id_and_quotes_what_producers_wrote() {
+fn why_tells_accounts_with_the_same_event_id_apart_and_quotes_their_names() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let odd = "it's Acme; touch x";
@@ -111,7 +111,7 @@ fn why_tells_two_accounts_apart_that_used_the_same_id_and_quotes_what_producers_
 }
 
 #[test]
-fn why_says_of_what_waits_for_a_webhook_of_another_account_how_it_will_end() {
+fn why_says_that_a_waiting_delivery_will_die_if_its_webhook_has_changed_account() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(500));
     let waiting = webhook(&sandbox, &receiver.url("/w"), &["t"], Some("a"));
@@ -143,7 +143,7 @@ fn why_says_of_what_waits_for_a_webhook_of_another_account_how_it_will_end() {
 }
 
 #[test]
-fn of_what_was_logged_before_there_were_accounts_why_does_not_say_whose_it_is() {
+fn why_names_no_account_for_what_was_logged_before_there_were_accounts() {
     let sandbox = Sandbox::new();
     let id = webhook(&sandbox, "https://example.org/", &["t"], Some("a")).to_string();
     let other = webhook(&sandbox, "https://example.org/2", &["t"], Some("b")).to_string();
@@ -162,7 +162,7 @@ fn of_what_was_logged_before_there_were_accounts_why_does_not_say_whose_it_is() 
 }
 
 #[test]
-fn a_malformed_dead_letter_is_of_the_account_that_its_body_names_or_of_none() {
+fn a_malformed_dead_letter_belongs_to_the_account_in_its_body_or_to_none() {
     let sandbox = Sandbox::new();
     sandbox.webhook("https://example.org/", &["*"]);
     let notifier = sandbox.notifier().start();
@@ -181,7 +181,7 @@ fn a_malformed_dead_letter_is_of_the_account_that_its_body_names_or_of_none() {
 }
 
 #[test]
-fn of_an_account_that_the_databases_encoding_lacks_the_log_has_what_receivers_have() {
+fn an_account_outside_the_databases_encoding_is_logged_as_receivers_get_it() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let name = format!("{}_accounts", sandbox.queue());
@@ -222,7 +222,7 @@ fn of_an_account_that_the_databases_encoding_lacks_the_log_has_what_receivers_ha
 }
 
 #[test]
-fn commands_publish_list_follow_and_choose_by_account() {
+fn commands_publish_list_follow_and_filter_by_account() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(410));
     for account in [Some("a"), Some("b"), None] {
@@ -293,7 +293,7 @@ fn commands_publish_list_follow_and_choose_by_account() {
 }
 
 #[test]
-fn migrate_says_which_webhooks_had_a_label_that_decides_now() {
+fn migrate_names_the_webhooks_whose_account_column_now_takes_effect() {
     let sandbox = Sandbox::bare(&Servers::shared(), 1);
     let fresh = succeed(&sandbox, &["migrate"]);
     assert!(!fresh.contains("label"), "{fresh}");
@@ -332,7 +332,7 @@ fn migrate_says_which_webhooks_had_a_label_that_decides_now() {
 }
 
 #[test]
-fn the_status_page_says_of_ailing_receivers_and_backlogs_whose_they_are() {
+fn the_status_page_names_the_accounts_of_ailing_receivers_and_backlogs() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(500));
     webhook(&sandbox, &receiver.url("/a"), &["*"], Some("acme\u{202e}"));

@@ -34,7 +34,7 @@ fn draining(count: usize, arrived: usize) -> Stage {
 }
 
 #[test]
-fn killed_while_a_backlog_drains_it_loses_nothing_and_repeats_what_was_under_way() {
+fn a_kill_while_a_backlog_drains_loses_nothing_and_repeats_what_was_under_way() {
     let Stage { sandbox, customer, events, notifier } = draining(ALL, 150);
     notifier.kill();
     let accepted = customer.accepted();
@@ -50,7 +50,7 @@ fn killed_while_a_backlog_drains_it_loses_nothing_and_repeats_what_was_under_way
 }
 
 #[test]
-fn shut_down_while_a_backlog_drains_it_ends_soon_and_loses_and_repeats_nothing() {
+fn a_shutdown_while_a_backlog_drains_is_quick_and_loses_and_repeats_nothing() {
     let Stage { sandbox, customer, events, notifier } = draining(ALL, 150);
     let exit = notifier.terminate();
     assert!(exit.took < Duration::from_secs(10), "{exit:?}");
@@ -68,7 +68,7 @@ fn shut_down_while_a_backlog_drains_it_ends_soon_and_loses_and_repeats_nothing()
 }
 
 #[test]
-fn shut_down_while_heads_are_held_it_ends_soon_and_loses_and_repeats_nothing() {
+fn a_shutdown_while_heads_are_held_is_quick_and_loses_and_repeats_nothing() {
     let sandbox = Sandbox::new();
     let away = Customer::new(Manner::AT_ONCE);
     let paused = Customer::new(Manner::AT_ONCE);

@@ -57,7 +57,7 @@ fn of_two_instances_one_probes_a_receiver_that_is_away() {
 }
 
 #[test]
-fn when_the_instance_dies_that_consumes_a_backlog_the_other_probes_and_goes_on_at_once() {
+fn if_the_instance_that_consumes_a_backlog_dies_the_other_probes_and_continues_at_once() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::Refuses(503));
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -96,7 +96,7 @@ fn when_the_instance_dies_that_consumes_a_backlog_the_other_probes_and_goes_on_a
 }
 
 #[test]
-fn when_the_instance_dies_that_drains_a_backlog_the_other_goes_on() {
+fn if_the_instance_that_drains_a_backlog_dies_the_other_continues() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::takes(50));
     let webhook = sandbox.webhook(&customer.url(), &["*"]);

@@ -9,7 +9,7 @@ use crate::harness::{LATER, Receiver, Reply, SOON, Sandbox, wait_until};
 const RATE: usize = 20;
 
 #[test]
-fn a_rate_is_kept_over_events_backlog_and_retries_and_all_arrive() {
+fn a_rate_holds_for_events_backlog_and_retries_together_and_all_arrive() {
     let sandbox = Sandbox::new();
     // Every fifth event fails once.
     let firsts = std::sync::atomic::AtomicUsize::new(0);
@@ -62,7 +62,7 @@ fn a_rate_is_kept_over_events_backlog_and_retries_and_all_arrive() {
 }
 
 #[test]
-fn a_receiver_of_one_request_at_a_time_gets_all_in_order_with_one_move_each() {
+fn a_receiver_with_one_request_at_a_time_gets_all_events_in_order_with_one_move_each() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::takes(20));
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -121,6 +121,6 @@ fn the_backlogs_of_two_queues_share_the_rate_of_their_receiver() {
 }
 
 #[test]
-fn the_backlogs_of_two_queues_take_turns_where_one_request_is_under_way_at_a_time() {
+fn the_backlogs_of_two_queues_take_turns_if_one_request_may_be_under_way() {
     check_two_queues("max_in_flight = 1");
 }

@@ -12,7 +12,7 @@ fn lost(notifier: &crate::harness::Notifier) -> f64 {
 }
 
 #[test]
-fn a_backlog_that_somebody_deletes_is_told_and_made_again_and_the_others_go_on() {
+fn a_deleted_backlog_is_reported_and_created_again_and_the_others_continue() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::Refuses(503));
     let other = Customer::new(Manner::takes(20));
@@ -58,7 +58,7 @@ fn a_backlog_that_somebody_deletes_is_told_and_made_again_and_the_others_go_on()
 }
 
 #[test]
-fn a_request_that_was_under_way_when_its_backlog_was_deleted_ends_well() {
+fn a_request_under_way_while_its_backlog_is_deleted_ends_well() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::AT_ONCE);
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -91,7 +91,7 @@ fn a_request_that_was_under_way_when_its_backlog_was_deleted_ends_well() {
 }
 
 #[test]
-fn what_comes_while_a_binding_is_missing_waits_a_minute_and_the_next_makes_it_again() {
+fn a_delivery_without_a_binding_waits_a_minute_and_the_binding_is_created_again() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::AT_ONCE);
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -124,7 +124,7 @@ fn what_comes_while_a_binding_is_missing_waits_a_minute_and_the_next_makes_it_ag
 }
 
 #[test]
-fn a_row_that_somebody_deletes_is_written_again() {
+fn a_deleted_row_is_written_again() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::AT_ONCE);
     let webhook = sandbox.webhook(&customer.url(), &["*"]);

@@ -91,22 +91,22 @@ fn check_pause(by: By, dies_meanwhile: bool) {
 }
 
 #[test]
-fn a_webhook_that_a_command_pauses_gets_nothing_until_it_is_resumed_and_then_all_in_order() {
+fn a_webhook_paused_by_a_command_gets_nothing_until_it_is_resumed_and_then_all_in_order() {
     check_pause(By::Command, false);
 }
 
 #[test]
-fn a_webhook_that_is_paused_by_sql_gets_nothing_until_it_is_resumed_and_then_all_in_order() {
+fn a_webhook_paused_by_sql_gets_nothing_until_it_is_resumed_and_then_all_in_order() {
     check_pause(By::Sql, false);
 }
 
 #[test]
-fn a_pause_and_what_waits_outlive_the_notifier() {
+fn a_pause_and_the_waiting_deliveries_outlive_the_notifier() {
     check_pause(By::Command, true);
 }
 
 #[test]
-fn a_webhook_that_was_paused_before_the_first_start_gets_all_in_order_once_it_is_resumed() {
+fn a_webhook_paused_before_the_first_start_gets_all_in_order_once_it_is_resumed() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::takes(10));
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -132,7 +132,7 @@ fn a_webhook_that_was_paused_before_the_first_start_gets_all_in_order_once_it_is
 }
 
 #[test]
-fn a_webhook_that_is_paused_and_resumed_over_and_over_gets_all() {
+fn a_webhook_paused_and_resumed_over_and_over_gets_all_events() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::takes(5));
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -151,7 +151,7 @@ fn a_webhook_that_is_paused_and_resumed_over_and_over_gets_all() {
 }
 
 #[test]
-fn what_becomes_too_old_while_its_webhook_is_paused_is_dead_within_a_minute_or_so() {
+fn a_delivery_that_becomes_too_old_during_a_pause_is_dead_within_about_a_minute() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::AT_ONCE);
     let webhook = sandbox.webhook(&customer.url(), &["*"]);

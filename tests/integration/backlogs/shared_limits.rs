@@ -55,7 +55,7 @@ fn only_sender(instances: &[Notifier], before: &[f64]) -> Option<usize> {
 }
 
 #[test]
-fn three_instances_have_no_more_under_way_together_than_a_webhook_says_and_as_many() {
+fn three_instances_together_use_all_of_a_webhooks_limit_and_no_more() {
     let sandbox = Sandbox::new();
     let (customer, webhook) = limited(&sandbox, "max_in_flight = 4", 100);
     let instances = start(&sandbox, 3);
@@ -90,7 +90,7 @@ fn three_instances_have_no_more_under_way_together_than_a_webhook_says_and_as_ma
 }
 
 #[test]
-fn of_three_instances_one_keeps_a_limit_that_is_too_small_for_all_and_nothing_starves() {
+fn a_limit_too_small_for_three_instances_is_kept_by_one_and_nothing_starves() {
     let sandbox = Sandbox::with_queues(2);
     let (customer, _) = limited(&sandbox, "max_in_flight = 1", 20);
     let instances = start(&sandbox, 3);
@@ -136,7 +136,7 @@ fn three_instances_together_keep_a_rate() {
 }
 
 #[test]
-fn when_the_instance_is_killed_that_keeps_a_limit_another_has_it_after_a_while() {
+fn if_the_instance_that_keeps_a_limit_is_killed_another_takes_it_over() {
     let sandbox = Sandbox::new();
     let (customer, _) = limited(&sandbox, "max_in_flight = 1", 20);
     let mut instances = start(&sandbox, 3);
@@ -163,7 +163,7 @@ fn when_the_instance_is_killed_that_keeps_a_limit_another_has_it_after_a_while()
 }
 
 #[test]
-fn when_an_instance_ends_or_comes_back_where_it_was_killed_the_others_know_at_once() {
+fn the_others_know_at_once_if_an_instance_ends_or_restarts_at_its_address() {
     let sandbox = Sandbox::new();
     let mut instances = start(&sandbox, 3);
     let changed = Instant::now();
@@ -180,7 +180,7 @@ fn when_an_instance_ends_or_comes_back_where_it_was_killed_the_others_know_at_on
 }
 
 #[test]
-fn one_that_joins_while_a_backlog_drains_adds_nothing_to_the_limit() {
+fn instances_that_join_while_a_backlog_drains_add_nothing_to_the_limit() {
     let sandbox = Sandbox::new();
     let (customer, webhook) = limited(&sandbox, "max_in_flight = 4", 50);
     super::pauses::set_paused(&sandbox, webhook, true);
@@ -205,7 +205,7 @@ fn one_that_joins_while_a_backlog_drains_adds_nothing_to_the_limit() {
 }
 
 #[test]
-fn while_postgresql_is_away_the_number_known_last_is_kept() {
+fn while_postgresql_is_away_the_last_known_number_of_instances_is_kept() {
     let sandbox = Sandbox::new();
     let (customer, _) = limited(&sandbox, "max_in_flight = 2", 300);
     let proxy = Proxy::before(&sandbox.servers.database_url);
@@ -238,7 +238,7 @@ fn while_postgresql_is_away_the_number_known_last_is_kept() {
 }
 
 #[test]
-fn without_the_table_each_keeps_limits_by_itself_and_says_so_once_until_it_is_there() {
+fn without_the_table_each_instance_keeps_limits_by_itself_and_says_so_once() {
     let sandbox = Sandbox::new();
     sandbox.database.run_script("DROP TABLE notifier_instances");
     let (customer, webhook) = limited(&sandbox, "max_in_flight = 1", 200);
@@ -277,7 +277,7 @@ fn without_the_table_each_keeps_limits_by_itself_and_says_so_once_until_it_is_th
 }
 
 #[test]
-fn with_different_queues_each_has_an_instance_that_sends_what_is_in_it() {
+fn instances_with_different_queues_each_deliver_what_is_in_their_own() {
     let sandbox = Sandbox::with_queues(2);
     let (customer, _) = limited(&sandbox, "max_in_flight = 1", 20);
     let of = |queue: &str| launch(&sandbox).env("QUEUES", queue).start();
@@ -293,7 +293,7 @@ fn with_different_queues_each_has_an_instance_that_sends_what_is_in_it() {
 }
 
 #[test]
-fn what_an_instance_would_send_that_has_lost_rabbitmq_the_others_send() {
+fn the_others_deliver_for_an_instance_that_has_lost_rabbitmq() {
     let sandbox = Sandbox::new();
     let customers: Vec<_> = (0..6).map(|_| limited(&sandbox, "max_in_flight = 1", 10).0).collect();
     let proxy = Proxy::before(&sandbox.servers.amqp_url);
@@ -319,7 +319,7 @@ fn what_an_instance_would_send_that_has_lost_rabbitmq_the_others_send() {
 }
 
 #[test]
-fn an_entry_of_nobody_counts_for_a_while_and_goes() {
+fn an_entry_without_an_instance_counts_for_a_while_and_is_deleted() {
     let sandbox = Sandbox::new();
     let notifier = launch(&sandbox).start();
     notifier.wait_metric("webhook_instances", &[], 1.0);
@@ -340,7 +340,7 @@ fn an_entry_of_nobody_counts_for_a_while_and_goes() {
 }
 
 #[test]
-fn once_nothing_has_to_wait_for_a_limit_each_instance_sends_its_part_again() {
+fn once_nothing_waits_for_a_limit_each_instance_delivers_its_share_again() {
     let sandbox = Sandbox::new();
     let (customer, _) = limited(&sandbox, "max_in_flight = 4", 30);
     let instances = start(&sandbox, 2);

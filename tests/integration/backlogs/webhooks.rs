@@ -16,7 +16,7 @@ fn dropped(notifier: &Notifier, reason: &str) -> f64 {
 }
 
 #[test]
-fn what_waits_for_a_webhook_is_dropped_when_it_is_deleted_and_the_backlog_is_removed() {
+fn the_backlog_of_a_deleted_webhook_is_dropped_and_removed() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::Refuses(503));
     let neighbour = Customer::new(Manner::AT_ONCE);
@@ -57,8 +57,7 @@ fn what_waits_for_a_webhook_is_dropped_when_it_is_deleted_and_the_backlog_is_rem
 }
 
 #[test]
-fn what_waits_for_a_webhook_is_dropped_when_it_is_disabled_and_the_next_events_come_once_it_is_enabled()
- {
+fn the_backlog_of_a_disabled_webhook_is_dropped_and_later_events_arrive_once_it_is_enabled() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::AT_ONCE);
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -95,7 +94,7 @@ fn what_waits_for_a_webhook_is_dropped_when_it_is_disabled_and_the_next_events_c
 }
 
 #[test]
-fn a_webhook_that_is_deleted_while_the_head_of_its_backlog_waits_for_a_place_takes_none() {
+fn a_webhook_deleted_while_the_head_of_its_backlog_waits_takes_no_capacity() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::AT_ONCE);
     let busy = Customer::new(Manner::takes(4_000));

@@ -63,12 +63,12 @@ fn check(breaks: impl FnOnce(&Sandbox, &Proxy), repairs: impl FnOnce(&Sandbox, &
 }
 
 #[test]
-fn while_postgresql_is_away_what_needs_a_backlog_waits_for_a_minute() {
+fn while_postgresql_is_away_deliveries_that_need_a_backlog_wait_a_minute() {
     check(|_, proxy| proxy.refuse(), |_, proxy| proxy.thaw());
 }
 
 #[test]
-fn while_no_row_can_be_written_what_needs_a_backlog_waits_for_a_minute() {
+fn while_no_row_can_be_written_deliveries_that_need_a_backlog_wait_a_minute() {
     let forbid = "ALTER TABLE backlogs ADD CONSTRAINT never CHECK (queue = '')";
     check(
         |sandbox, _| sandbox.database.run_script(forbid),

@@ -298,7 +298,7 @@ fn assert_share(what: &str, expected: f64, holds: impl Fn(usize) -> bool) {
 }
 
 #[test]
-fn kinds_are_as_frequent_as_they_are_said_to_be() {
+fn each_kind_of_event_is_as_frequent_as_documented() {
     let cast = Cast { seed: 42 };
     for (kind, expected) in [
         (Kind::Plain, 0.73),
@@ -316,7 +316,7 @@ fn kinds_are_as_frequent_as_they_are_said_to_be() {
 }
 
 #[test]
-fn receivers_fail_as_often_as_they_are_said_to() {
+fn receivers_fail_as_often_as_documented() {
     let cast = Cast { seed: 42 };
     for (webhook, first, second) in [
         (Webhook::HealthyA, 0.0, 0.0),
@@ -341,7 +341,7 @@ fn receivers_fail_as_often_as_they_are_said_to() {
 }
 
 #[test]
-fn an_outage_is_one_stretch_of_events_in_a_row() {
+fn an_outage_is_one_series_of_consecutive_events() {
     let cast = Cast { seed: 42 };
     for block in 0..10 {
         let numbers = block * OUTAGE_EVERY..(block + 1) * OUTAGE_EVERY;
@@ -352,7 +352,7 @@ fn an_outage_is_one_stretch_of_events_in_a_row() {
 }
 
 #[test]
-fn a_reply_depends_on_nothing_but_the_seed_and_the_question() {
+fn a_reply_depends_only_on_the_seed_and_its_arguments() {
     for webhook in Webhook::ALL {
         for number in 0..100 {
             let reply = || format!("{:?}", Cast { seed: 7 }.reply(webhook, number, 1));
@@ -362,14 +362,14 @@ fn a_reply_depends_on_nothing_but_the_seed_and_the_question() {
 }
 
 #[test]
-fn no_kind_has_more_webhooks_than_the_bound_counts_on() {
+fn no_kind_is_wanted_by_more_webhooks_than_the_bound_assumes() {
     let wanting = |kind| Webhook::ALL.into_iter().filter(move |webhook| webhook.wants(kind));
     let most = Kind::ALL.into_iter().map(|kind| wanting(kind).count()).max();
     assert_eq!(most, Some(Kind::MOST_WEBHOOKS));
 }
 
 #[test]
-fn an_id_leads_back_to_its_number() {
+fn an_id_can_be_parsed_back_to_its_number() {
     let cast = Cast { seed: 42 };
     assert_eq!(cast.number(&cast.id(1_234_567)), Some(1_234_567));
     for stranger in ["", "42", "42-", "41-000001", "x-000001"] {

@@ -221,13 +221,13 @@ fn steps(seed: u64, count: usize) -> Vec<Step> {
 }
 
 #[test]
-fn the_same_seed_makes_the_same_plan_and_another_one_another() {
+fn the_same_seed_makes_the_same_plan_and_another_seed_another() {
     assert_eq!(steps(7, 50), steps(7, 50));
     assert_ne!(steps(7, 50), steps(8, 50));
 }
 
 #[test]
-fn each_round_holds_every_fault_once() {
+fn each_round_has_every_fault_once() {
     for seed in 0..100 {
         for round in steps(seed, 3 * Fault::ALL.len()).chunks(Fault::ALL.len()) {
             let faults: BTreeSet<_> = round.iter().map(|step| step.fault).collect();
@@ -237,7 +237,7 @@ fn each_round_holds_every_fault_once() {
 }
 
 #[test]
-fn a_frozen_network_is_noticed_in_some_steps_and_thaws_before_in_others() {
+fn some_freezes_are_long_enough_to_be_noticed_and_others_thaw_before() {
     let frozen = |step: &Step| step.fault == Fault::BrokerFrozen;
     let lengths: Vec<_> = steps(1, 1_000).into_iter().filter(frozen).collect();
     assert!(lengths.iter().any(|step| step.broken > Duration::from_secs(6)));

@@ -212,7 +212,7 @@ impl Tags {
 }
 
 #[test]
-fn what_the_broker_refused_stays_refused_when_a_later_ack_covers_its_tag() {
+fn a_nacked_message_stays_refused_when_a_later_ack_covers_its_tag() {
     let mut tags = Tags::default();
     (0..4).for_each(|_| tags.published());
     let payload = |delivery_tag, multiple| ConfirmPayload { delivery_tag, multiple };

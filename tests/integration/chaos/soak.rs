@@ -111,7 +111,7 @@ fn growth(first: Held, last: Held) -> Vec<String> {
 }
 
 #[test]
-fn growth_is_what_exceeds_a_tenth_or_one() {
+fn growth_means_more_than_a_tenth_and_more_than_one() {
     let first = Held { resident_kib: 10_000, threads: 20, files: 9, connections: 8, channels: 15 };
     assert_eq!(growth(first, first), Vec::<String>::new());
     let tolerated = Held { resident_kib: 11_000, threads: 22, files: 10, ..first };

@@ -19,7 +19,7 @@ fn limited(sandbox: &Sandbox) {
 }
 
 #[test]
-fn each_look_makes_some_copies_so_that_none_makes_them_all() {
+fn each_read_copies_some_dead_letters_so_that_none_copies_them_all() {
     let sandbox = Sandbox::new();
     limited(&sandbox);
     copies_with_each_look(&sandbox);
@@ -27,7 +27,7 @@ fn each_look_makes_some_copies_so_that_none_makes_them_all() {
 
 /// Afterwards, what was read is at the queue's end.
 #[test]
-fn each_look_makes_some_copies_also_where_the_queue_has_no_limit() {
+fn each_read_copies_some_dead_letters_also_where_the_queue_has_no_limit() {
     let sandbox = Sandbox::new();
     sandbox.notifier().start().terminate();
     copies_with_each_look(&sandbox);
@@ -71,7 +71,7 @@ fn often_read(count: usize) -> (Sandbox, Vec<String>) {
 }
 
 #[test]
-fn what_was_looked_at_too_often_is_copied_after_the_answer() {
+fn dead_letters_that_were_read_too_often_are_copied_after_the_answer() {
     let (sandbox, ids) = often_read(700);
     let finished = sandbox.command(&["dead-letters", "list"]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
@@ -88,7 +88,7 @@ fn what_was_looked_at_too_often_is_copied_after_the_answer() {
 }
 
 #[test]
-fn copying_can_be_interrupted_and_neither_loses_nor_doubles_a_dead_letter() {
+fn copying_can_be_interrupted_and_neither_loses_nor_duplicates_a_dead_letter() {
     let (sandbox, ids) = often_read(3_000);
     let mut list = sandbox.launch(&["dead-letters", "list"]).spawn();
     list.wait_stderr(SOON, "that is all");
@@ -102,7 +102,7 @@ fn copying_can_be_interrupted_and_neither_loses_nor_doubles_a_dead_letter() {
 }
 
 #[test]
-fn what_is_malformed_shows_its_queue_and_what_is_wrong_with_it() {
+fn a_malformed_dead_letter_is_shown_with_its_queue_and_what_is_wrong_with_it() {
     let sandbox = Sandbox::with_queues(2);
     let notifier = sandbox.notifier().start();
     let [first, second] = [&sandbox.queues[0], &sandbox.queues[1]];

@@ -209,7 +209,7 @@ proptest! {
 }
 
 #[test]
-fn every_door_has_good_and_bad_examples() {
+fn every_parser_has_good_and_bad_examples() {
     for door in DOORS.into_iter().chain([
         "events",
         "headers",

@@ -107,7 +107,7 @@ impl Stage {
 }
 
 #[test]
-fn what_is_not_a_parked_delivery_in_the_retry_queue_is_a_dead_letter_and_not_sent() {
+fn a_message_of_the_retry_queue_that_is_no_delivery_is_a_dead_letter_and_not_sent() {
     let stage = Stage::new();
     let mut notifier = stage.sandbox.notifier().start();
     let mut cases = vec![("no headers".to_owned(), FieldTable::new())];
@@ -156,7 +156,7 @@ fn what_is_not_a_parked_delivery_in_the_retry_queue_is_a_dead_letter_and_not_sen
 }
 
 #[test]
-fn an_integer_of_any_size_is_one_and_what_else_is_in_the_table_does_not_matter() {
+fn integers_of_any_size_are_accepted_and_foreign_headers_are_ignored() {
     let stage = Stage::new();
     let mut notifier = stage.sandbox.notifier().start();
     let mut expected = 0;
@@ -176,7 +176,7 @@ fn an_integer_of_any_size_is_one_and_what_else_is_in_the_table_does_not_matter()
 }
 
 #[test]
-fn a_parked_delivery_of_a_webhook_that_nobody_registered_is_dropped_and_counted() {
+fn a_parked_delivery_of_an_unregistered_webhook_is_dropped_and_counted() {
     let stage = Stage::new();
     let notifier = stage.sandbox.notifier().start();
     for webhook in [Uuid::nil(), Uuid::max(), Uuid::new_v4()] {
@@ -211,7 +211,7 @@ fn nest(bytes: &mut [u8], is_table: bool) -> bool {
 const NEST: &[u8] = b"NEST";
 
 #[test]
-fn headers_nested_so_deep_that_reading_them_ends_a_process_are_not_read() {
+fn headers_nested_so_deep_that_parsing_would_crash_are_not_parsed() {
     let stage = Stage::new();
     let mut notifier = stage.sandbox.notifier().start();
     // Each level takes five or six bytes, and a frame has 128 KiB.
@@ -296,7 +296,7 @@ fn headers_that_are_not_utf8_are_malformed() {
 }
 
 #[test]
-fn times_of_another_age_end_a_delivery_and_drown_no_metric() {
+fn timestamps_of_another_age_expire_a_delivery_and_distort_no_metric() {
     let stage = Stage::new();
     let receiver = Receiver::answering(|request| match request.id() {
         "fails" => Reply::Status(500),

@@ -25,7 +25,7 @@ fn is_disabled(sandbox: &Sandbox, webhook: Uuid) -> bool {
 }
 
 #[test]
-fn what_fails_for_so_long_is_disabled_with_the_cause_and_what_succeeds_or_gets_nothing_is_not() {
+fn a_webhook_that_fails_for_long_is_disabled_and_one_that_succeeds_or_gets_nothing_is_not() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.path.as_str() {
         "/flaky" if request.attempt % 3 != 0 => Reply::Status(500),
@@ -72,7 +72,7 @@ fn what_fails_for_so_long_is_disabled_with_the_cause_and_what_succeeds_or_gets_n
 }
 
 #[test]
-fn how_long_it_has_failed_is_known_to_all_and_the_next_process() {
+fn how_long_a_webhook_has_failed_is_known_to_all_and_to_the_next_process() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(500));
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);

@@ -30,8 +30,7 @@ fn wait_open(sandbox: &Sandbox, notifier: &Notifier) {
 }
 
 #[test]
-fn that_a_breaker_is_open_for_ten_minutes_is_told_once_by_all_and_across_restarts_and_so_is_its_end()
- {
+fn a_breaker_open_for_ten_minutes_is_published_once_across_instances_and_so_is_its_end() {
     let sandbox = Sandbox::new();
     let is_well = Arc::new(AtomicBool::new(false));
     let answers = Arc::clone(&is_well);

@@ -12,7 +12,7 @@ use crate::harness::{
 };
 
 #[test]
-fn without_a_right_to_the_exchange_deliveries_go_on_and_it_is_told_and_later_made_up_for() {
+fn without_a_right_to_the_exchange_deliveries_continue_and_notices_are_published_later() {
     let fault = FaultServers::share();
     let vhost = Vhost::new(&fault);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -71,7 +71,7 @@ fn without_a_right_to_the_exchange_deliveries_go_on_and_it_is_told_and_later_mad
 }
 
 #[test]
-fn a_queue_that_refuses_notices_costs_the_others_nothing() {
+fn a_queue_that_refuses_notices_does_not_affect_the_others() {
     let fault = FaultServers::share();
     let vhost = Vhost::new(&fault);
     vhost.grant([".*", ".*", ".*"]);
@@ -106,7 +106,7 @@ fn a_queue_that_refuses_notices_costs_the_others_nothing() {
 }
 
 #[test]
-fn somebody_deletes_the_exchange_and_it_is_made_again() {
+fn a_deleted_exchange_is_created_again() {
     let fault = FaultServers::share();
     let vhost = Vhost::new(&fault);
     vhost.grant([".*", ".*", ".*"]);
@@ -135,7 +135,7 @@ impl Drop for Alarm<'_> {
 }
 
 #[test]
-fn what_changes_while_rabbitmq_takes_nothing_or_is_away_is_told_once_afterwards() {
+fn changes_while_rabbitmq_takes_nothing_or_is_away_are_published_once_afterwards() {
     let faults = FaultServers::take();
     let sandbox = Sandbox::on(faults.servers(), 1);
     let webhook = sandbox.webhook("https://example.com/", &["*"]);

@@ -42,7 +42,7 @@ fn expect_advice(notifier: &Notifier, state: &str, what: &str) {
 }
 
 #[test]
-fn a_queue_that_somebody_deletes_is_no_empty_one_and_what_it_held_is_said() {
+fn a_deleted_queue_is_not_taken_for_empty_and_what_it_held_is_reported() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -92,7 +92,7 @@ fn a_queue_that_somebody_deletes_is_no_empty_one_and_what_it_held_is_said() {
 }
 
 #[test]
-fn a_queue_that_can_t_be_had_costs_only_what_needs_it() {
+fn an_unusable_queue_affects_only_what_needs_it() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -156,7 +156,7 @@ fn a_queue_that_can_t_be_had_costs_only_what_needs_it() {
 }
 
 #[test]
-fn a_limit_of_queues_is_told_as_that() {
+fn a_limit_of_queues_is_reported_as_such() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);

@@ -39,7 +39,7 @@ fn dead_letters(sandbox: &Sandbox, queue: &str, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn a_retry_queue_that_is_gone_holds_up_nobody_and_what_it_would_have_had_comes_back() {
+fn a_missing_retry_queue_delays_nobody_and_its_deliveries_can_be_replayed() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 2);
@@ -128,7 +128,7 @@ fn tries_again_after(faults: &FaultServers, milliseconds: u32) {
 const BY_DEFAULT: u32 = 180_000;
 
 #[test]
-fn a_virtual_host_of_an_older_version_is_brought_to_the_new_topology_and_nothing_is_lost() {
+fn a_virtual_host_of_an_older_version_gets_the_new_topology_and_nothing_is_lost() {
     let faults = FaultServers::take();
     tries_again_after(&faults, 2_000);
     let vhost = Vhost::new(&faults);
@@ -160,7 +160,7 @@ fn a_virtual_host_of_an_older_version_is_brought_to_the_new_topology_and_nothing
 }
 
 #[test]
-fn an_exchange_and_bindings_that_somebody_deletes_are_told_and_made_again() {
+fn deleted_exchanges_and_bindings_are_reported_and_created_again() {
     let faults = FaultServers::take();
     tries_again_after(&faults, 2_000);
     let vhost = Vhost::new(&faults);
