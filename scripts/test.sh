@@ -38,18 +38,18 @@ readonly QUIET='chaos: all faults have struck'
 
 # The tests that measure time: one after another, before all others.
 readonly ALONE=(
-    admin::a_flood_of_requests_does_not_block_metrics
-    admin::clients_that_never_read_their_answer_do_not_block_metrics
-    admin::clients_that_send_a_byte_a_second_do_not_block_metrics
-    admin::huge_requests_are_refused_and_do_not_block_metrics
-    admin::idle_connections_are_closed_when_open_files_run_out
-    admin::ten_thousand_idle_connections_do_not_block_metrics
+    admin::attacks::a_flood_of_requests_does_not_block_metrics
+    admin::attacks::clients_that_never_read_their_answer_do_not_block_metrics
+    admin::attacks::clients_that_send_a_byte_a_second_do_not_block_metrics
+    admin::attacks::huge_requests_are_refused_and_do_not_block_metrics
+    admin::attacks::idle_connections_are_closed_when_open_files_run_out
+    admin::attacks::ten_thousand_idle_connections_do_not_block_metrics
     backlogs::a_burst_for_a_new_receiver_is_not_parked_and_delays_no_neighbour
     backlogs::a_receiver_gets_what_it_missed_once_and_in_order_within_seconds_of_its_return
     directory::every_kind_of_committed_change_is_honoured
     directory::deliveries_honour_a_committed_change_within_a_tenth_of_a_second
-    receivers::a_breaker_opens_after_a_second_of_failures_probes_closes_and_the_requests_ramp_up
-    receivers::an_overloaded_receiver_gets_half_as_many_requests
+    receivers::failing::a_breaker_opens_after_a_second_of_failures_probes_closes_and_the_requests_ramp_up
+    receivers::failing::an_overloaded_receiver_gets_half_as_many_requests
     receivers::an_event_for_many_hanging_receivers_reaches_a_healthy_one_at_once_and_so_does_the_next
     receivers::with_the_default_settings_receivers_that_never_answer_delay_nobody
     retries::a_failing_receiver_is_retried_on_schedule_and_its_neighbour_is_asked_once

@@ -4,7 +4,7 @@ use std::{env, fmt, process::Command, str::FromStr};
 
 use crate::{
     bare_loop,
-    harness::{Process, SOON, Sandbox, notifier::Launch},
+    harness::{Process, SOON, Sandbox, Signal, notifier::Launch},
 };
 
 /// The notifier's settings; what is `None` isn't set.
@@ -155,7 +155,7 @@ impl Subject {
             self.process.kill();
             return Vec::new();
         }
-        self.process.signal("TERM");
+        self.process.signal(Signal::TERM);
         let exit = self.process.wait_exit(SOON);
         let mut wrong = Vec::new();
         if exit.code != Some(0) {

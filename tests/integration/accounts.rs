@@ -14,7 +14,9 @@ use uuid::Uuid;
 
 use crate::{
     commands::{json, succeed},
-    harness::{Event, LATER, Notifier, Receiver, Reply, SOON, Sandbox, wait_for, wait_until},
+    harness::{
+        Event, LATER, Notifier, Receiver, Reply, SOON, Sandbox, unwrapped, wait_for, wait_until,
+    },
 };
 
 mod odd;
@@ -215,20 +217,10 @@ fn events_of_accounts_without_a_webhook_are_looked_up_together() {
     notifier.terminate();
 }
 
-/// Answers 500 until told otherwise.
-fn failing() -> (Receiver, Arc<AtomicBool>) {
-    let is_well = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&is_well);
-    let receiver = Receiver::answering(move |_| {
-        Reply::Status(if seen.load(Ordering::Relaxed) { 200 } else { 500 })
-    });
-    (receiver, is_well)
-}
-
 #[test]
 fn a_waiting_delivery_whose_webhook_changes_account_is_dead_and_reported() {
     let sandbox = Sandbox::new();
-    let (receiver, is_well) = failing();
+    let (receiver, is_fixed) = Receiver::failing(500);
     let id = webhook(&sandbox, &receiver.url("/a"), &["*"], Some("a"));
     let notifier =
         sandbox.notifier().env("RETRY_SCHEDULE", "1s,1h").env("CIRCUIT_BREAKER", "off").start();
@@ -236,7 +228,7 @@ fn a_waiting_delivery_whose_webhook_changes_account_is_dead_and_reported() {
     sandbox.publish(&event);
     receiver.wait_at("/a", 1);
     set_account(&sandbox, id, Some("b"));
-    is_well.store(true, Ordering::Relaxed);
+    is_fixed.store(true, Ordering::Relaxed);
     notifier.wait_metric("webhook_dead_letters_total", &[("reason", "other_account")], 1.0);
     assert_eq!(receiver.at("/a").len(), 1, "it got no more");
 
@@ -247,7 +239,7 @@ fn a_waiting_delivery_whose_webhook_changes_account_is_dead_and_reported() {
     assert!(error.ends_with(r#"belongs to account "b", the event to account "a""#), "{error}");
     let why = wait_for(SOON, "it is logged", || {
         let why = succeed(&sandbox, &["why", &event.id]);
-        why.contains("dead since").then(|| why.split_whitespace().collect::<Vec<_>>().join(" "))
+        why.contains("dead since").then(|| unwrapped(&why))
     });
     for part in [
         "account a",

@@ -1,26 +1,24 @@
-//! What counts as an answer: one that came before the request was read, and one that doesn't quite
-//! conform to the standard; and the messages for what isn't one.
+//! What counts as an answer: also one that comes before the request was read, and one that doesn't quite
+//! conform to the standard. And the messages if there is none.
 
-use std::{io::Write as _, net::TcpListener, thread};
-
-use tempfile::NamedTempFile;
+use std::{net::TcpListener, thread};
 
 use crate::harness::{
     Authority, Event, Receiver, Reply, SOON, Sandbox, Terminator, Then, Wire, wait_until,
 };
 
-/// A body larger than the buffers between both sides.
+/// An event whose body is larger than the buffers between both sides.
 fn large_event(kind: &str) -> Event {
     let mut event = Event::new(kind);
     event.body = format!(r#"{{"padding": "{}"}}"#, "x".repeat(1_000_000)).into_bytes();
     event
 }
 
-/// Answers when it has read the head, and closes the connection.
-fn hasty(answer: &'static str) -> Wire {
+/// Answers as soon as it has read the head, and closes the connection.
+fn answers_early(answer: &'static str) -> Wire {
     Wire::serving(move |connection| {
         if connection.head().is_some() {
-            connection.say(answer);
+            connection.send(answer);
         }
     })
 }
@@ -33,7 +31,7 @@ const GONE: &str = "HTTP/1.1 410 Gone\r\ncontent-length: 0\r\n\r\n";
 fn an_answer_that_came_before_the_body_was_read_counts() {
     const TIMES: usize = 60;
     let sandbox = Sandbox::new();
-    let (ok, too_large, gone) = (hasty(OK), hasty(TOO_LARGE), hasty(GONE));
+    let [ok, too_large, gone] = [OK, TOO_LARGE, GONE].map(answers_early);
     sandbox.webhook(&ok.url(), &["ok"]);
     sandbox.webhook(&too_large.url(), &["too.large"]);
     sandbox.webhook(&gone.url(), &["gone"]);
@@ -60,16 +58,14 @@ fn an_answer_that_came_before_the_body_was_read_counts() {
 fn an_answer_that_came_before_the_body_was_read_counts_under_tls_too() {
     const TIMES: usize = 10;
     let authority = Authority::new("a CA of the tests");
-    let hasty = hasty(TOO_LARGE);
-    let terminator = Terminator::before(&hasty.url(), authority.good());
-    let mut trusted = NamedTempFile::new().expect("a file");
-    trusted.write_all(authority.pem().as_bytes()).expect("it is writable");
+    let early = answers_early(TOO_LARGE);
+    let terminator = Terminator::before(&early.url(), authority.good());
+    let trusted = authority.file();
     let sandbox = Sandbox::new();
-    sandbox.webhook(&terminator.url(&hasty.url()), &["*"]);
-    let file = trusted.path().to_str().expect("a plain path");
+    sandbox.webhook(&terminator.url(&early.url()), &["*"]);
     let notifier = sandbox
         .notifier()
-        .env("TLS_CA_FILE", file)
+        .env("TLS_CA_FILE", trusted.path())
         .env("RETRY_SCHEDULE", "100ms")
         .env("CIRCUIT_BREAKER", "off")
         .start();
@@ -85,8 +81,8 @@ fn a_receiver_that_answers_and_then_neither_reads_nor_closes_has_answered() {
     let receiver = Wire::serving(|connection| {
         if connection.head().is_some() {
             connection
-                .say("HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-            connection.stand_still();
+                .send("HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            connection.stall();
         }
     });
     let sandbox = Sandbox::new();

@@ -49,8 +49,7 @@ fn assert_fails(finished: &Finished, subject: &str, says: &[&str]) {
 fn the_documented_rights_are_enough_to_deliver_retry_dead_letter_and_keep_backlogs() {
     let fault = FaultServers::share();
     let vhost = Vhost::new(&fault);
-    let sandbox = Sandbox::bare(&vhost.servers, 1);
-    assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
+    let sandbox = Sandbox::without_queues(&vhost.servers, 1);
     let rights = documented_rights(&sandbox);
     vhost.grant(rights.each_ref().map(String::as_str));
 
@@ -182,8 +181,7 @@ fn check_says_that_a_virtual_host_has_no_room_for_the_queues() {
 
 #[test]
 fn a_stream_as_event_queue_is_reported_by_check_and_run_until_it_is_gone() {
-    let sandbox = Sandbox::bare(&Servers::shared(), 2);
-    assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
+    let sandbox = Sandbox::without_queues(&Servers::shared(), 2);
     let stream = AmqpValue::LongString("stream".to_owned());
     let arguments = FieldTable::from([("x-queue-type".to_owned(), stream)]);
     sandbox.broker.declare(sandbox.queue(), arguments).expect("a fresh name");

@@ -1,6 +1,6 @@
 //! Invalid settings end the start before anything is connected.
 
-use crate::harness::{SOON, notifier::Launch};
+use crate::harness::{SOON, notifier::Launch, unwrapped};
 
 const PASSWORD: &str = "s3cret-Pa55word";
 
@@ -140,8 +140,7 @@ fn help_names_every_variable_and_its_default_and_no_password() {
     assert_eq!(finished.code, Some(0), "{finished:?}");
     let help = finished.stdout;
     assert!(!help.contains(PASSWORD), "{help}");
-    // However the text is wrapped.
-    let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = unwrapped(&help);
     for (variable, default) in defaults {
         assert!(words.contains(variable), "{variable} is not in {help}");
         if !default.is_empty() {

@@ -136,7 +136,7 @@ fn check_that_it_goes_on_at_the_other_node(goes_away: fn(&Proxy)) {
     assert!(line.contains(&places[used]) && line.contains("WARN"), "{line}");
     wait_until(LATER, "it is ready", || notifier.is_ready());
 
-    nodes[used].bury_frozen();
+    nodes[used].close_frozen();
     nodes[used].thaw();
     goes_away(&nodes[1 - used]);
     deliver();

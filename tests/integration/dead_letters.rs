@@ -6,7 +6,9 @@ use amiquip::AmqpValue;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::harness::{Event, LATER, Receiver, Reply, SOON, Sandbox, holds_for, wait_until};
+use crate::harness::{
+    Event, LATER, Receiver, Reply, SOON, Sandbox, Servers, Signal, holds_for, wait_until,
+};
 
 mod looks;
 
@@ -279,7 +281,7 @@ fn a_replay_that_is_interrupted_says_how_far_it_came() {
     let replay = sandbox.launch(&["dead-letters", "replay"]).spawn();
     let moved = || sandbox.broker.ready(&sandbox.retry_queue()) > Some(0);
     wait_until(SOON, "it is under way", moved);
-    replay.signal("INT");
+    replay.signal(Signal::INT);
     let finished = replay.finish(SOON);
     assert_eq!(finished.code, Some(1), "{finished:?}");
     let says = format!("of {COUNT} replayed, the others are still dead letters");
@@ -405,7 +407,7 @@ fn dead_letters_survive_more_reads_than_the_delivery_limit_of_their_queue() {
 
 #[test]
 fn a_queue_without_dead_letters_is_named_with_the_remedy() {
-    let sandbox = Sandbox::bare(&crate::harness::Servers::shared(), 1);
+    let sandbox = Sandbox::bare(&Servers::shared(), 1);
     let finished = sandbox.command(&["dead-letters", "list"]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert!(finished.stderr.contains(sandbox.queue()), "{finished:?}");

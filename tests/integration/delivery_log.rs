@@ -272,7 +272,7 @@ fn while_postgresql_is_away_or_hangs_deliveries_continue_and_rows_wait_or_are_dr
     wait_until(LATER, "rows are dropped", || metric(&notifier, "dropped") >= 1.0);
     notifier.wait_stderr(SOON, "delivery log has gaps");
     deliver(20);
-    proxy.bury_frozen();
+    proxy.close_frozen();
     proxy.thaw();
     wait_until(LATER, "all others are written", || {
         let written = metric(&notifier, "written");

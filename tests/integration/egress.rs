@@ -1,9 +1,8 @@
 //! Requests through a proxy, EGRESS_PROXY.
 
-use std::{fs, io::Write as _, time::Duration};
+use std::{fs, time::Duration};
 
 use serde_json::Value;
-use tempfile::NamedTempFile;
 
 use crate::{
     commands,
@@ -15,7 +14,7 @@ use crate::{
 
 const PASSWORD: &str = "s3cret-Pa55word";
 
-/// An address where nobody is (RFC 5737), and which is allowed here.
+/// An address that nobody has (RFC 5737), and that is allowed here.
 const FAR: &str = "192.0.2.14";
 const ALLOWED: &str = "192.0.2.0/24";
 
@@ -42,12 +41,12 @@ fn a_receiver_is_reached_through_the_proxy_by_its_address_over_one_connection() 
     }
 
     let asked = proxy.asked();
-    assert_eq!(asked.len(), 1, "it is used again: {asked:?}");
+    assert_eq!(asked.len(), 1, "the tunnel is used again: {asked:?}");
     assert_eq!((&*asked[0].target, &*asked[0].host), ("192.0.2.14:80", "192.0.2.14:80"));
     assert_eq!(asked[0].authorization, "Basic dXNlcjpzM2NyZXQtUGE1NXdvcmQ=");
     for request in receiver.requests() {
         assert_eq!(request.header("host"), FAR);
-        assert_eq!(request.header("proxy-authorization"), "", "that is not the receiver's");
+        assert_eq!(request.header("proxy-authorization"), "", "that is for the proxy only");
     }
     assert_eq!(notifier.metric("webhook_egress_proxy_up", &[]), 1.0);
     let log = notifier.stderr().join("\n");
@@ -61,8 +60,7 @@ fn https_is_encrypted_all_the_way_and_its_name_is_the_receivers() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let authority = Authority::new("a CA of the tests");
-    let mut believed = NamedTempFile::new().expect("a file");
-    believed.write_all(authority.pem().as_bytes()).expect("it is writable");
+    let trusted = authority.file();
     let plain = receiver.url("/");
     let good = Terminator::before(&plain, authority.good());
     let other = Terminator::before(&plain, authority.of_another_name());
@@ -72,7 +70,7 @@ fn https_is_encrypted_all_the_way_and_its_name_is_the_receivers() {
     let proxy = ConnectProxy::new();
     let mut notifier = sandbox
         .notifier()
-        .env("TLS_CA_FILE", believed.path().to_str().expect("a path in UTF-8"))
+        .env("TLS_CA_FILE", trusted.path())
         .env("RETRY_SCHEDULE", "1h")
         .env("EGRESS_PROXY", proxy.url())
         .start();
@@ -91,20 +89,19 @@ fn https_is_encrypted_all_the_way_and_its_name_is_the_receivers() {
     assert_eq!(receiver.requests().len(), 1);
 }
 
-/// What the proxy does to all receivers delays their deliveries, but costs no attempt.
+/// An error of the proxy that affects all receivers delays their deliveries, but counts no attempt.
 #[track_caller]
 fn check_away(way: Way, says: &str) {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let proxy = ConnectProxy::leading_to(&receiver.url(""));
-    // Both want each event.
     let paths = ["/a", "/b"];
     for path in paths {
         sandbox.webhook(&format!("http://{FAR}{path}"), &["*"]);
     }
     let mut notifier = sandbox
         .notifier()
-        // With these, one counted failure would open the breaker, and two would be a dead letter.
+        // If failures counted, one would open the breaker, and two would make a dead letter.
         .env("RETRY_SCHEDULE", "100ms")
         .env("CIRCUIT_BREAKER", "1,1m,1m")
         .env("ALLOW_NETWORKS", ALLOWED)
@@ -176,7 +173,7 @@ fn a_proxy_that_is_not_there_costs_nobody_an_attempt() {
     assert!(line.contains("cannot be reached") && line.contains("127.0.0.2:"), "{line}");
     wait_until(SOON, "more often than the schedule has attempts", || held(&notifier) >= 4.0);
     assert_eq!(notifier.metric("webhook_dead_letters_total", &[]), 0.0);
-    assert_eq!(receiver.connections(), 0, "there is no way around it");
+    assert_eq!(receiver.connections(), 0, "nothing goes around the proxy");
 }
 
 #[test]
@@ -230,7 +227,7 @@ fn a_proxy_that_hangs_up_for_one_receiver_alone_is_that_receivers_failure() {
         .start();
 
     sandbox.publish(&Event::new("bad"));
-    // Meanwhile other receivers get their deliveries.
+    // Other receivers get their deliveries meanwhile.
     let mut count = 0;
     wait_until(SOON, "it is dead", || {
         count += 1;
@@ -285,7 +282,7 @@ fn check_says_whether_the_proxy_answers() {
     let receiver = Receiver::new();
     let proxy = ConnectProxy::new();
     sandbox.webhook("http://192.0.2.14/", &["*"]);
-    // The queues and tables that `run` would create.
+    // Creates the queues.
     drop(sandbox.notifier().start());
     let url = proxy.url_with(&format!("user:{PASSWORD}"));
     for (way, code, says) in [
@@ -380,7 +377,7 @@ fn the_address_guard_decides_before_the_proxy_is_asked() {
 
     let rejected = [("reason", "rejected")];
     notifier.wait_metric("webhook_dead_letters_total", &rejected, urls.len() as f64);
-    holds_for(Duration::from_millis(300), "nobody is asked", || {
+    holds_for(Duration::from_millis(300), "nobody is connected to", || {
         proxy.connections() == 0 && receiver.connections() == 0
     });
 }

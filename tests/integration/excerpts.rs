@@ -9,7 +9,7 @@ use crate::commands::{json, succeed};
 use crate::harness::{
     Event, Notifier, Receiver, Reply, SOON, Sandbox,
     receiver::{Request, Then},
-    wait_for, wait_until,
+    unwrapped, wait_for, wait_until,
 };
 
 /// An answer with this status line and body.
@@ -65,8 +65,7 @@ fn a_receivers_answer_is_shown_wherever_people_look_without_secrets() {
 
     let expected = (Some(line.to_owned()), Some(body.to_owned()));
     assert_eq!(logged(&sandbox, &event, 2), [expected.clone(), expected]);
-    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let why = || words(&succeed(&sandbox, &["why", &event.id]));
+    let why = || unwrapped(&succeed(&sandbox, &["why", &event.id]));
     assert!(why().contains(&format!("answer {line} (attempt 2) {body}")), "{}", why());
     let told = json(&succeed(&sandbox, &["why", &event.id, "--json"]));
     let case = &told["webhooks"][0];

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::harness::{
-    Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, holds_for,
+    Event, FaultServers, LATER, MemoryAlarm, Notifier, Receiver, Reply, SOON, Sandbox, holds_for,
     servers::{End, Server},
     wait_until,
 };
@@ -173,27 +173,6 @@ fn a_start_without_postgresql_waits_for_it() {
     assert_eq!(receiver.requests().len(), 1);
 }
 
-/// RabbitMQ has no memory for messages, until this is dropped.
-struct Alarm<'a>(&'a FaultServers);
-
-impl<'a> Alarm<'a> {
-    fn of(faults: &'a FaultServers) -> Self {
-        let alarm = Self(faults);
-        alarm.watermark(0.000_001);
-        alarm
-    }
-
-    fn watermark(&self, fraction: f64) {
-        self.0.set_memory_watermark(fraction);
-    }
-}
-
-impl Drop for Alarm<'_> {
-    fn drop(&mut self) {
-        self.watermark(0.6);
-    }
-}
-
 #[test]
 fn a_memory_alarm_of_the_broker_is_reported_and_loses_no_failed_delivery() {
     let faults = FaultServers::take();
@@ -219,7 +198,7 @@ fn a_memory_alarm_of_the_broker_is_reported_and_loses_no_failed_delivery() {
     sandbox.publish(&failing);
     sandbox.publish(&healthy);
     receiver.wait_at("/failing", 1);
-    let alarm = Alarm::of(&faults);
+    let alarm = MemoryAlarm::raised(&faults);
     drop(alarmed);
     notifier.wait_metric("webhook_broker_accepting", &[], 0.0);
     wait_until(SOON, "the status page says so", || {

@@ -1,16 +1,15 @@
 //! What a request says about its event besides the body: the id, the type, the attempt's number, and the
 //! forwarded producer's headers. It is the same for a delivery that waited, was split or died.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use amiquip::{AmqpValue, FieldTable};
 use serde_json::Value;
 
 use crate::commands::{json, succeed};
 use crate::harness::{
-    Event, Receiver, Reply, SOON, Sandbox, notifier::Launch, receiver::Request, wait_for,
-    wait_until,
+    EncodedDatabase, Event, Receiver, Reply, SOON, Sandbox, notifier::Launch, receiver::Request,
+    wait_for, wait_until,
 };
 use crate::signatures::verify;
 
@@ -119,17 +118,13 @@ fn a_delivery_from_a_backlog_or_of_a_split_event_has_the_same_headers() {
 #[test]
 fn a_replayed_delivery_has_the_same_headers_and_counts_anew() {
     let sandbox = Sandbox::new();
-    let is_well = Arc::new(AtomicBool::new(false));
-    let answer = Arc::clone(&is_well);
-    let receiver = Receiver::answering(move |_| {
-        Reply::Status(if answer.load(Ordering::SeqCst) { 200 } else { 500 })
-    });
+    let (receiver, is_fixed) = Receiver::failing(500);
     sandbox.webhook(&receiver.url("/"), &["*"]);
     let _notifier = notifier(&sandbox).env("RETRY_SCHEDULE", "100ms").start();
     let event = told();
     sandbox.publish(&event);
     wait_until(SOON, "it is dead", || sandbox.broker.ready(&sandbox.dead_queue()) == Some(1));
-    is_well.store(true, Ordering::SeqCst);
+    is_fixed.store(true, Ordering::SeqCst);
     // It has no FORWARD_HEADERS, and loses nothing because of that.
     succeed(&sandbox, &["dead-letters", "replay"]);
     let requests = receiver.wait_at("/", 3);
@@ -298,29 +293,23 @@ fn an_id_outside_the_databases_encoding_is_logged_as_receivers_get_it() {
         1 => Reply::Status(500),
         _ => Reply::Status(200),
     });
-    let name = format!("{}_latin", sandbox.queue());
-    let create = "TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'";
-    sandbox.database.execute(&format!("CREATE DATABASE {name} {create}"), &[]);
-    let mut url = url::Url::parse(&sandbox.servers.database_url).expect("an URL");
-    url.set_path(&name);
-    let command = |arguments: &[&str]| {
-        sandbox.launch(arguments).env("DATABASE_URL", url.as_str()).spawn().finish(SOON)
-    };
-    assert_eq!(command(&["migrate"]).code, Some(0));
-    assert_eq!(command(&["webhooks", "add", &receiver.url("/"), "*"]).code, Some(0));
-    let notifier =
-        notifier(&sandbox).env("DATABASE_URL", url.as_str()).env("RETRY_SCHEDULE", "100ms").start();
+    let database = EncodedDatabase::new(&sandbox, "LATIN1");
+    let added = database.command(&["webhooks", "add", &receiver.url("/"), "*"]);
+    assert_eq!(added.code, Some(0), "{added:?}");
+    let notifier = notifier(&sandbox)
+        .env("DATABASE_URL", &database.url)
+        .env("RETRY_SCHEDULE", "100ms")
+        .start();
     for (id, header) in [("日本", "%E6%97%A5%E6%9C%AC"), ("bestellung-ü", "bestellung-%C3%BC")] {
         sandbox.publish(&Event::new("order.paid").id(id));
         let found = || receiver.requests().into_iter().filter(|request| request.id() == header);
         wait_until(SOON, "both attempts come", || found().count() == 2);
         for asked in [id, header] {
             wait_until(SOON, "its story is written", || {
-                let answer = json(&command(&["why", asked, "--json"]).stdout);
+                let answer = json(&database.command(&["why", asked, "--json"]).stdout);
                 answer["webhooks"][0]["state"] == "delivered"
             });
         }
     }
     notifier.terminate();
-    sandbox.database.execute(&format!("DROP DATABASE {name} WITH (FORCE)"), &[]);
 }

@@ -4,17 +4,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::Ordering,
 };
 
 use serde_json::{Value, json};
 
 use crate::{
     harness::{
-        Event, LATER, Prometheus, Proxy, Receiver, Reply, Sandbox, exposition::Exposition,
+        Event, LATER, Prometheus, Proxy, Receiver, Sandbox, exposition::Exposition,
         prometheus::folder, wait_until,
     },
     observability::eventful,
@@ -282,11 +279,7 @@ fn prometheus_sees_a_lane_cut_off_and_a_process_gone_and_both_come_back() {
 #[test]
 fn prometheus_sees_most_deliveries_fail_and_die_and_then_recover() {
     let sandbox = Sandbox::new();
-    let is_well = Arc::new(AtomicBool::new(false));
-    let receiver = Receiver::answering({
-        let is_well = Arc::clone(&is_well);
-        move |_| Reply::Status(if is_well.load(Ordering::SeqCst) { 200 } else { 500 })
-    });
+    let (receiver, is_fixed) = Receiver::failing(500);
     // One or two failing receivers cause no alert.
     for path in ["/a", "/b", "/c"] {
         sandbox.webhook(&receiver.url(path), &["*"]);
@@ -311,7 +304,7 @@ fn prometheus_sees_most_deliveries_fail_and_die_and_then_recover() {
     let failing = fired["WebhookFailureRatio"].text("description");
     assert!(failing.starts_with("100% of"), "{failing}");
 
-    is_well.store(true, Ordering::SeqCst);
+    is_fixed.store(true, Ordering::SeqCst);
     wait_until(LATER, "no alert fires any more", || {
         sandbox.publish(&Event::new("order.paid"));
         prometheus.alerts().is_empty()

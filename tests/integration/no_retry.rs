@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     commands,
-    harness::{DeadLetter, Event, Receiver, Reply, SOON, Sandbox, wait_until},
+    harness::{DeadLetter, Event, Receiver, Reply, SOON, Sandbox, unwrapped, wait_until},
 };
 
 /// How `why` explains such a delivery.
@@ -45,8 +45,7 @@ fn a_delivery_with_a_no_retry_status_is_dead_at_once_and_others_are_retried() {
     notifier.wait_metric("webhook_dead_letters_total", &[("reason", "refused")], 1.0);
     // The log is written in parallel to the deliveries.
     wait_until(SOON, "`why` says so", || {
-        let why = sandbox.command(&["why", &event.id]).stdout;
-        why.split_whitespace().collect::<Vec<_>>().join(" ").contains(REFUSED)
+        unwrapped(&sandbox.command(&["why", &event.id]).stdout).contains(REFUSED)
     });
 
     sandbox.publish(&Event::new("failed"));

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 
-use crate::harness::{Event, LATER, Message, Receiver, SOON, Sandbox, Servers, wait_until};
+use crate::harness::{Event, LATER, Message, Receiver, SOON, Sandbox, Servers, Signal, wait_until};
 
 fn of_type(kind: &str) -> FieldTable {
     [("x-queue-type".to_owned(), AmqpValue::LongString(kind.to_owned()))].into()
@@ -22,8 +22,7 @@ fn aside(sandbox: &Sandbox) -> String {
 #[test]
 fn a_missing_queue_is_created_with_the_chosen_type() {
     for kind in ["quorum", "classic"] {
-        let sandbox = Sandbox::bare(&Servers::shared(), 1);
-        assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
+        let sandbox = Sandbox::without_queues(&Servers::shared(), 1);
         let notifier = sandbox.notifier().env("QUEUE_TYPE", kind).start();
         assert!(is_of_type(&sandbox, sandbox.queue(), kind), "{kind}");
         assert!(is_of_type(&sandbox, &sandbox.dead_queue(), "quorum"), "{kind}");
@@ -175,7 +174,7 @@ fn a_move_that_is_killed_again_and_again_loses_nothing_and_keeps_the_order() {
     wait_until(SOON, "it is under way", || {
         sandbox.broker.consumers(&aside) == Some(1) || !interrupted.is_running()
     });
-    interrupted.signal("INT");
+    interrupted.signal(Signal::INT);
     let interrupted = interrupted.finish(SOON);
     if interrupted.code != Some(0) {
         assert_eq!(interrupted.code, Some(1), "{interrupted:?}");

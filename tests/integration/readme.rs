@@ -9,7 +9,9 @@ use std::{
 };
 
 use crate::{
-    harness::{LATER, Process, SOON, Sandbox, Servers, notifier::Launch, notifier::binary},
+    harness::{
+        LATER, Process, SOON, Sandbox, Servers, notifier::Launch, notifier::binary, unwrapped,
+    },
     observability::eventful,
 };
 
@@ -89,8 +91,7 @@ fn help(command: &[&str]) -> String {
 /// The variables of `run --help`, with the defaults that it says.
 fn variables() -> BTreeMap<String, String> {
     let help = help(&["run"]);
-    // However it is wrapped.
-    let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = unwrapped(&help);
     let settings = words.split("[default: ").skip(1);
     let variables: BTreeMap<_, _> = settings
         .filter_map(|rest| {

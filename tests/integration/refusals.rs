@@ -1,10 +1,13 @@
 //! Queues that refuse messages: by policies with a maximal length, which are removed again. These tests
 //! have their own virtual hosts, since a policy applies to all queues of a kind.
 
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::harness::{
-    Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, Vhost, holds_for,
+    Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, Signal, Vhost, holds_for,
     wait_until,
 };
 
@@ -67,8 +70,13 @@ fn publish_some_malformed(sandbox: &Sandbox) -> (u32, Vec<Event>) {
     let mut count = 0;
     let is_refused = |count: u32| {
         let end = Instant::now() + Duration::from_secs(1);
-        while Instant::now() < end && dead() != Some(count) {}
-        dead() != Some(count)
+        while dead() != Some(count) {
+            if Instant::now() >= end {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        false
     };
     while count == 0 || !is_refused(count) {
         malformed();
@@ -379,7 +387,7 @@ fn a_shutdown_hands_back_refused_messages_and_nothing_else() {
     let (malformed, good) = publish_some_malformed(&sandbox);
     receiver.wait_at("/", good.len());
     notifier.wait_stderr(SOON, "queue takes no messages");
-    notifier.signal("TERM");
+    notifier.signal(Signal::TERM);
     assert_eq!(notifier.wait_exit(SOON).code, Some(0));
     drop(policy);
     let mut notifier = sandbox.notifier().start();

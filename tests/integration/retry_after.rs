@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     commands,
-    harness::{Event, Notifier, Receiver, Reply, SOON, Sandbox, wait_until},
+    harness::{Event, Notifier, Receiver, Reply, SOON, Sandbox, unwrapped, wait_until},
 };
 
 /// Answers its first request with this status and `Retry-After`, and all others with 200.
@@ -101,8 +101,7 @@ fn a_retry_after_of_more_than_an_hour_is_an_hour_whatever_the_schedule_has() {
             held(&notifier, "retry_after") == 1.0
         });
         wait_until(SOON, "`why` says until when", || {
-            let why = sandbox.command(&["why", &event.id]).stdout;
-            let why = why.split_whitespace().collect::<Vec<_>>().join(" ");
+            let why = unwrapped(&sandbox.command(&["why", &event.id]).stdout);
             why.contains("retry_after; its receiver is asked again at")
                 && ["(in 59m", "(in 60m", "(in 1h"].iter().any(|part| why.contains(part))
         });

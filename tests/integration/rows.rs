@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     commands::{json, succeed},
-    harness::{Event, LATER, Receiver, SOON, Sandbox, wait_until},
+    harness::{EncodedDatabase, Event, LATER, Receiver, SOON, Sandbox, wait_until},
 };
 
 /// What a row is found to be.
@@ -216,19 +216,10 @@ fn invalid_utf8_makes_only_its_own_webhook_unusable() {
     let receiver = Receiver::new();
     // A database whose encoding checks nothing, and one with a character that UTF-8 lacks.
     for (encoding, byte) in [("SQL_ASCII", "'\\xff'::bytea"), ("WIN1252", "'\\x81'::bytea")] {
-        let name = format!("{}_{}", sandbox.queue(), encoding.to_lowercase());
-        sandbox.database.execute(
-            &format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'"),
-            &[],
-        );
-        let mut url = url::Url::parse(&sandbox.servers.database_url).expect("an URL");
-        url.set_path(&name);
-        let command = |arguments: &[&str]| {
-            let launch = sandbox.launch(arguments).env("DATABASE_URL", url.as_str());
-            launch.spawn().finish(SOON)
-        };
-        assert_eq!(command(&["migrate"]).code, Some(0));
-        let mut client = postgres::Client::connect(url.as_str(), postgres::NoTls).expect("it is");
+        let database = EncodedDatabase::new(&sandbox, encoding);
+        let command = |arguments: &[&str]| database.command(arguments);
+        let mut client =
+            postgres::Client::connect(&database.url, postgres::NoTls).expect("it answers");
         let mut insert = |url: &str| -> Uuid {
             let sql = "INSERT INTO webhooks (post_url, events) VALUES ($1, '{*}') RETURNING id";
             client.query_one(sql, &[&url]).expect("it is there").get(0)
@@ -240,7 +231,7 @@ fn invalid_utf8_makes_only_its_own_webhook_unusable() {
                 "UPDATE webhooks SET post_url = convert_from({byte}, '{encoding}') WHERE id = '{bad}'"
             ))
             .expect("this encoding takes it");
-        let notifier = sandbox.notifier().env("DATABASE_URL", url.as_str()).start();
+        let notifier = sandbox.notifier().env("DATABASE_URL", &database.url).start();
         sandbox.publish(&Event::new("order.paid"));
         receiver.wait_at(&format!("/{encoding}"), 1);
         notifier.wait_metric("webhook_dead_letters_total", &[("reason", "rejected")], 1.0);
@@ -251,8 +242,6 @@ fn invalid_utf8_makes_only_its_own_webhook_unusable() {
         assert_eq!(command(&["webhooks", "disable", &bad]).code, Some(0));
         assert_eq!(command(&["check"]).code, Some(0));
         assert_eq!(command(&["webhooks", "remove", &bad]).code, Some(0));
-        drop(client);
-        sandbox.database.execute(&format!("DROP DATABASE {name} WITH (FORCE)"), &[]);
     }
 }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 use url::Url;
 
 use crate::harness::{
-    Event, Notifier, Proxy, Receiver, Reply, SOON, Sandbox, process::Finished, wait_until,
+    Event, Notifier, Proxy, Receiver, Reply, SOON, Sandbox, Signal, process::Finished, wait_until,
 };
 
 /// Stands for a customer's secret, in URLs and in events.
@@ -175,7 +175,7 @@ fn no_secret_is_printed_in_a_run_that_meets_every_error() {
     }
     database.thaw();
     notifier.wait_stderr(SOON, "directory in use again");
-    notifier.signal("TERM");
+    notifier.signal(Signal::TERM);
     notifier.wait_exit(SOON);
     assert!(notifier.stderr().iter().any(|line| line.contains("DEBUG")), "it said all it could");
     seen.add("the log", [notifier.stderr(), notifier.stdout()].concat().join("\n"));

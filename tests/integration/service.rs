@@ -12,7 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
 
 use crate::harness::{
-    Event, Proxy, Receiver, SOON, Sandbox, holds_for,
+    Event, Proxy, Receiver, SOON, Sandbox, Signal, holds_for,
     process::Finished,
     service::{Installation, Service},
     wait_until,
@@ -171,7 +171,7 @@ fn install(sandbox: &Sandbox, variables: &[(&str, &str)]) -> Installation {
 /// SIGTERM, as `systemctl stop` sends it. Returns what it tells its supervisor from then on.
 #[track_caller]
 fn stop(mut service: Service) -> Vec<String> {
-    service.notifier.signal("TERM");
+    service.notifier.signal(Signal::TERM);
     let stopping = service.wait_heard(0, "STOPPING=1") - 1;
     let exit = service.notifier.wait_exit(SOON);
     assert_eq!(exit.code, Some(0), "{:?}", service.heard());
@@ -196,7 +196,7 @@ fn a_supervisor_is_told_of_readiness_life_and_stop_and_can_restart_it_after_a_ki
     service.wait_alive(3);
 
     assert_eq!(unit.value("Restart"), "always");
-    service.notifier.signal("KILL");
+    service.notifier.signal(Signal::KILL);
     assert_eq!(service.notifier.wait_exit(SOON).code, None);
     let event = Event::new("order.paid");
     sandbox.publish(&event);
@@ -216,7 +216,7 @@ fn a_stopped_process_gives_no_sign_of_life() {
     let installation = install(&sandbox, &[]);
     let service = installation.start(UNIT, WATCHDOG);
     service.wait_alive(2);
-    service.notifier.signal("STOP");
+    service.notifier.signal(Signal::STOP);
     // What it had sent has been received by then.
     let mut heard = (service.heard().len(), Instant::now());
     wait_until(SOON, "it is silent for longer than the watchdog waits", || {
@@ -225,7 +225,7 @@ fn a_stopped_process_gives_no_sign_of_life() {
         }
         heard.1.elapsed() > 2 * WATCHDOG
     });
-    service.notifier.signal("CONT");
+    service.notifier.signal(Signal::CONT);
     service.wait_alive(2);
     stop(service);
 }
@@ -267,7 +267,7 @@ fn a_silent_database_delays_the_start_but_never_the_signs_of_life() {
     proxy.freeze();
     service.wait_heard(ready, "STATUS=waiting: ");
     service.wait_alive(6);
-    proxy.bury_frozen();
+    proxy.close_frozen();
     proxy.thaw();
     service.wait_heard(ready, "STATUS=ready");
     stop(service);

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::{
     commands::{json, succeed},
     harness::{
-        Event, LATER, Notifier, Receiver, Reply, SOON, Sandbox, Servers, process::Finished,
+        Event, LATER, Notifier, Receiver, Reply, SOON, Sandbox, Servers, Signal, process::Finished,
         wait_for, wait_until,
     },
     receivers::counting,
@@ -66,7 +66,7 @@ fn a_webhooks_own_headers_come_with_each_request_and_changes_take_effect() {
     expect("those that are given replace all", "", "b");
     set(&sandbox, id, &["--unset", "header"]);
     expect("there are none", "", "");
-    notifier.signal("TERM");
+    notifier.signal(Signal::TERM);
     notifier.wait_exit(SOON);
     let log = notifier.stderr().join("\n");
     assert!(log.contains("delivered") && !log.contains(MARK), "{log}");

@@ -2,10 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::Ordering,
 };
 
 use serde_json::Value;
@@ -195,11 +192,7 @@ fn it_says_plainly_which_server_is_away_and_when_all_is_well_again() {
 #[test]
 fn ailing_receivers_are_listed_with_reason_and_next_attempt_until_they_are_well() {
     let sandbox = Sandbox::new();
-    let mended = Arc::new(AtomicBool::new(false));
-    let is_mended = Arc::clone(&mended);
-    let receiver = Receiver::answering(move |_| {
-        Reply::Status(if is_mended.load(Ordering::Relaxed) { 200 } else { 500 })
-    });
+    let (receiver, is_fixed) = Receiver::failing(500);
     let down = sandbox.webhook(&receiver.refusing_url(), &["down"]);
     let failing = sandbox.webhook(&receiver.url("/"), &["failing"]);
     let notifier = sandbox
@@ -232,7 +225,7 @@ fn ailing_receivers_are_listed_with_reason_and_next_attempt_until_they_are_well(
         ["1 receiver is down: its deliveries wait.", "1 receiver fails or is slow."]
     );
 
-    mended.store(true, Ordering::Relaxed);
+    is_fixed.store(true, Ordering::Relaxed);
     wait_until(SOON, "the one that is well again is gone", || {
         let listed = listed();
         listed.as_array().is_some_and(|listed| listed.len() == 1)

@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::{Value, json as literal};
 use uuid::Uuid;
 
-use crate::backlog_table::Waiting;
+use crate::backlog_commands::Waiting;
 use crate::commands::{json, succeed};
 use crate::harness::{
     Event, Receiver, SOON, Sandbox, notifier::binary, process::Finished, wait_until,

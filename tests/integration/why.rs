@@ -4,7 +4,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::harness::{
-    Event, Notifier, Receiver, Reply, SOON, Sandbox, process::Finished, wait_for,
+    Event, Notifier, Receiver, Reply, SOON, Sandbox, process::Finished, unwrapped, wait_for,
 };
 
 /// A notifier that delivers, waits, dead-letters and drops; its log has everything.
@@ -59,8 +59,7 @@ fn wait_state(sandbox: &Sandbox, event: &str, state: &str, attempts: u64) -> Val
 
 #[track_caller]
 fn expect_parts(text: &str, parts: &[&str]) {
-    // Independent of wrapping.
-    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = unwrapped(text);
     for part in parts {
         assert!(words.contains(part), "no {part:?} in {text}");
     }

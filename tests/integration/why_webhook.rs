@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use crate::commands::{json, succeed};
-use crate::harness::{Event, Receiver, Reply, SOON, Sandbox, receiver::Then, wait_for};
+use crate::harness::{Event, Receiver, Reply, SOON, Sandbox, receiver::Then, unwrapped, wait_for};
 
 /// Entries by SQL: seconds ago, event, outcome, attempt, status, reason, milliseconds, dead.
 fn fill(sandbox: &Sandbox, webhook: Uuid) {
@@ -68,7 +68,7 @@ fn it_counts_the_logged_attempts_and_names_the_worst() {
     }
 
     let text = succeed(&sandbox, &["why", "--webhook", &id[..8], "--since", "2h"]);
-    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = unwrapped(&text);
     for part in [
         "enabled; wants `order.*`",
         "for 2h",
@@ -112,8 +112,8 @@ fn it_counts_what_a_notifier_has_logged() {
         let text = succeed(&sandbox, &["why", "--webhook", &webhook, "--since", "10m"]);
         text.contains("2 attempts for 1 event").then_some(text)
     });
+    let words = unwrapped(&text);
     for part in ["status 502 Bad Gateway: <p>no</p>", "1 dead, exhausted", "webhooks test"] {
-        let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(words.contains(part), "no {part:?} in {text}");
     }
 }

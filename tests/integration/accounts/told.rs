@@ -1,12 +1,7 @@
 //! What the commands say about accounts, and how they filter by them.
 
 use super::*;
-use crate::harness::Servers;
-
-/// The words, independent of wrapping.
-fn words(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
+use crate::harness::{EncodedDatabase, Servers, unwrapped};
 
 #[test]
 fn why_names_the_accounts_of_an_event_and_of_the_webhooks_that_did_not_get_it() {
@@ -14,7 +9,8 @@ fn why_names_the_accounts_of_an_event_and_of_the_webhooks_that_did_not_get_it() 
     let receiver = Receiver::new();
     let of_b = webhook(&sandbox, &receiver.url("/b"), &["user.*"], Some("b")).to_string();
     let notifier = sandbox.notifier().env("DELIVERY_LOG", "all").start();
-    let why = |arguments: &[&str]| words(&sandbox.command(&[&["why"], arguments].concat()).stdout);
+    let why =
+        |arguments: &[&str]| unwrapped(&sandbox.command(&[&["why"], arguments].concat()).stdout);
     let known = |event: &Event, part: &str| {
         wait_for(SOON, &format!("{part} of {}", event.id), || {
             Some(why(&[&event.id])).filter(|why| why.contains(part))
@@ -88,7 +84,8 @@ fn why_tells_accounts_with_the_same_event_id_apart_and_quotes_their_names() {
     let ids = ["b", odd]
         .map(|account| webhook(&sandbox, &receiver.url("/"), &["t"], Some(account)).to_string());
     let notifier = sandbox.notifier().env("DELIVERY_LOG", "all").start();
-    let why = |arguments: &[&str]| words(&sandbox.command(&[&["why"], arguments].concat()).stdout);
+    let why =
+        |arguments: &[&str]| unwrapped(&sandbox.command(&[&["why"], arguments].concat()).stdout);
     for (count, account) in [(1, "b"), (2, odd)] {
         sandbox.publish(&of(Event::new("t").id("inv-1"), text(account)));
         receiver.wait_at("/", count);
@@ -123,7 +120,7 @@ fn why_says_that_a_waiting_delivery_will_die_if_its_webhook_has_changed_account(
     receiver.wait_at("/w", 1);
     let why = |id: Uuid| {
         let id = id.to_string();
-        words(&sandbox.command(&["why", &event.id, "--webhook", &id]).stdout)
+        unwrapped(&sandbox.command(&["why", &event.id, "--webhook", &id]).stdout)
     };
     for (id, state) in [(waiting, "waits for attempt 2"), (paused, "the backlog of its webhook")] {
         let told =
@@ -153,7 +150,7 @@ fn why_names_no_account_for_what_was_logged_before_there_were_accounts() {
                  (event_id, event_type, webhook_id, queue, outcome, attempt, status, detail, at)
              VALUES ('{event}', 't', '{id}', 'q', 'delivered', 1, 200, '', now() - interval '{ago}')"
         ));
-        words(&sandbox.command(&["why", event]).stdout)
+        unwrapped(&sandbox.command(&["why", event]).stdout)
     };
     let before = why("before", "1 day");
     assert!(before.contains(&other) && !before.contains("but it belongs to"), "{before}");
@@ -175,7 +172,7 @@ fn a_malformed_dead_letter_belongs_to_the_account_in_its_body_or_to_none() {
     let listed = json(&succeed(&sandbox, &of_a));
     assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
     assert_eq!(listed[0]["event_id"], "unset");
-    let told = words(&sandbox.command(&["why", "odd"]).stdout);
+    let told = unwrapped(&sandbox.command(&["why", "odd"]).stdout);
     assert!(told.contains("malformed, in") && !told.contains("1a}"), "{told}");
     notifier.terminate();
 }
@@ -184,20 +181,13 @@ fn a_malformed_dead_letter_belongs_to_the_account_in_its_body_or_to_none() {
 fn an_account_outside_the_databases_encoding_is_logged_as_receivers_get_it() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
-    let name = format!("{}_accounts", sandbox.queue());
-    let create = "TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'";
-    sandbox.database.execute(&format!("CREATE DATABASE {name} {create}"), &[]);
-    let mut url = url::Url::parse(&sandbox.servers.database_url).expect("an URL");
-    url.set_path(&name);
-    let command = |arguments: &[&str]| {
-        sandbox.launch(arguments).env("DATABASE_URL", url.as_str()).spawn().finish(SOON)
-    };
-    assert_eq!(command(&["migrate"]).code, Some(0));
+    let database = EncodedDatabase::new(&sandbox, "LATIN1");
+    let command = |arguments: &[&str]| database.command(arguments);
     assert_eq!(command(&["webhooks", "add", &receiver.url("/all"), "*"]).code, Some(0));
     let own = ["webhooks", "add", &receiver.url("/own"), "*", "--account", "größe"];
     assert_eq!(command(&own).code, Some(0));
     let notifier =
-        sandbox.notifier().env("DATABASE_URL", url.as_str()).env("DELIVERY_LOG", "all").start();
+        sandbox.notifier().env("DATABASE_URL", &database.url).env("DELIVERY_LOG", "all").start();
     let (lacked, held) = (of(Event::new("t"), text("日本")), of(Event::new("t"), text("größe")));
     sandbox.broker.publish(sandbox.queue(), &[lacked.clone(), held.clone()]);
     receiver.wait_at("/all", 2);
@@ -205,7 +195,7 @@ fn an_account_outside_the_databases_encoding_is_logged_as_receivers_get_it() {
     let why = |event: &Event, account: &[&str]| {
         wait_for(SOON, "it is logged", || {
             let told = command(&[&["why", &event.id], account].concat());
-            Some(words(&told.stdout)).filter(|told| told.contains("by attempt 1"))
+            Some(unwrapped(&told.stdout)).filter(|told| told.contains("by attempt 1"))
         })
     };
     for account in [&[][..], &["--account", "日本"]] {
@@ -218,7 +208,6 @@ fn an_account_outside_the_databases_encoding_is_logged_as_receivers_get_it() {
     let listed = command(&["webhooks", "list", "--account", "日本", "--json"]);
     assert_eq!((listed.code, json(&listed.stdout).as_array().map(Vec::len)), (Some(0), Some(0)));
     notifier.terminate();
-    sandbox.database.execute(&format!("DROP DATABASE {name} WITH (FORCE)"), &[]);
 }
 
 #[test]

@@ -9,8 +9,8 @@ use crate::harness::{
     LATER, Notifier, Proxy, SOON, Sandbox, holds_for, notifier::Launch, wait_for, wait_until,
 };
 
-/// More than it takes until a silent instance counts as dead: five heartbeats of three seconds, and the
-/// one that was under way.
+/// More than the time after which a silent instance counts as dead: five heartbeats of three seconds, and
+/// the one that was under way.
 const EXPIRY: Duration = Duration::from_secs(18);
 
 /// A webhook with this limit, whose receiver answers after `millis` milliseconds.
@@ -21,17 +21,20 @@ fn limited(sandbox: &Sandbox, limit: &str, millis: u64) -> (Customer, Uuid) {
     (customer, webhook)
 }
 
-fn knows(notifier: &Notifier) -> f64 {
+/// How many instances it knows of, including itself.
+fn known_instances(notifier: &Notifier) -> f64 {
     notifier.metric("webhook_instances", &[])
 }
 
 #[track_caller]
 fn wait_all_know(instances: &[Notifier]) {
     let count = instances.len() as f64;
-    wait_until(SOON, "they know each other", || instances.iter().all(|one| knows(one) == count));
+    wait_until(SOON, "they know of each other", || {
+        instances.iter().all(|one| known_instances(one) == count)
+    });
 }
 
-/// Requests take at most a second, so that it is soon known that others have none under way.
+/// Requests take at most a second, so that an instance knows soon that the others have none under way.
 fn launch(sandbox: &Sandbox) -> Launch {
     sandbox.notifier().env("REQUEST_TIMEOUT", "1s")
 }
@@ -60,12 +63,12 @@ fn three_instances_together_use_all_of_a_webhooks_limit_and_no_more() {
     let (customer, webhook) = limited(&sandbox, "max_in_flight = 4", 100);
     let instances = start(&sandbox, 3);
     let mut events = publish(&sandbox, 60);
-    wait_until(SOON, "some have come", || customer.accepted() >= 20);
+    wait_until(SOON, "some have arrived", || customer.accepted() >= 20);
     events.extend(publish(&sandbox, 60));
     customer.wait_accepted(SOON, &events);
     assert!((1..=4).contains(&customer.most()), "{} were under way", customer.most());
 
-    // One of them sends all that has to wait, with as many requests at a time as all together may have.
+    // One of them delivers everything that has to wait, and may use the whole limit.
     let before: Vec<f64> = instances.iter().map(delivered).collect();
     customer.forget_most();
     wait_until(SOON, "the whole limit is used", || {
@@ -86,7 +89,7 @@ fn three_instances_together_use_all_of_a_webhooks_limit_and_no_more() {
     sandbox.wait_drained();
     customer.assert_each_once(&events);
     let rows = sandbox.database.query("SELECT FROM notifier_instances", &[]);
-    assert!(rows.is_empty(), "each has taken its entry with it");
+    assert!(rows.is_empty(), "each has deleted its entry");
 }
 
 #[test]
@@ -100,7 +103,7 @@ fn a_limit_too_small_for_three_instances_is_kept_by_one_and_nothing_starves() {
     events.extend(others);
     customer.wait_accepted(SOON, &events);
     assert_eq!(customer.most(), 1);
-    assert!(only_sender(&instances, &[0.0; 3]).is_some(), "of both queues");
+    assert!(only_sender(&instances, &[0.0; 3]).is_some(), "one delivers for both queues");
     let elsewhere = |one: &Notifier| held_because(one, sandbox.queue(), "elsewhere");
     assert!(instances.iter().map(elsewhere).sum::<f64>() >= 1.0);
     for notifier in instances {
@@ -118,15 +121,15 @@ fn three_instances_together_keep_a_rate() {
     let instances = start(&sandbox, 3);
     let began = Instant::now();
     let mut events = publish(&sandbox, 60);
-    wait_until(SOON, "some have come", || customer.accepted() >= 30);
+    wait_until(SOON, "some have arrived", || customer.accepted() >= 30);
     events.extend(publish(&sandbox, 60));
     customer.wait_accepted(LATER, &events);
-    // However late a request arrives, it can't have begun before its time.
+    // However late a request arrives, it must not have begun before its time.
     let requests = customer.receiver.requests();
     for (before, request) in requests.iter().enumerate() {
         let earliest = (before + 1).saturating_sub(RATE) as f64 / RATE as f64;
         let at = (request.at - began).as_secs_f64();
-        assert!(at >= earliest, "{before} before it, and it came after {at} s");
+        assert!(at >= earliest, "request {} came after {at} s", before + 1);
     }
     for notifier in instances {
         notifier.terminate();
@@ -142,19 +145,19 @@ fn if_the_instance_that_keeps_a_limit_is_killed_another_takes_it_over() {
     let mut instances = start(&sandbox, 3);
     let first = publish(&sandbox, 10);
     customer.wait_accepted(SOON, &first);
-    let sender = wait_for(SOON, "one sends", || only_sender(&instances, &[0.0; 3]));
+    let sender = wait_for(SOON, "one delivers", || only_sender(&instances, &[0.0; 3]));
     let events = publish(&sandbox, 400);
-    wait_until(SOON, "it goes on", || customer.accepted() >= 60);
+    wait_until(SOON, "it continues", || customer.accepted() >= 60);
     instances.remove(sender).kill();
     customer.forget_most();
 
     let left = customer.accepted_of(&events);
-    assert!(left < 350, "{left} have come before");
+    assert!(left < 350, "{left} of 400 have arrived before the kill");
     customer.wait_accepted(LATER, &events);
     wait_all_know(&instances);
-    assert!(customer.most() <= 2, "of the one that was killed, too");
+    assert!(customer.most() <= 2, "one each of the new sender and the killed one");
     let rows = || sandbox.database.query("SELECT FROM notifier_instances", &[]).len();
-    wait_until(SOON, "the entry of the dead is deleted", || rows() == 2);
+    wait_until(SOON, "the entry of the killed one is deleted", || rows() == 2);
     for notifier in instances {
         notifier.terminate();
     }
@@ -186,7 +189,7 @@ fn instances_that_join_while_a_backlog_drains_add_nothing_to_the_limit() {
     super::pauses::set_paused(&sandbox, webhook, true);
     let mut instances = start(&sandbox, 1);
     let events = publish(&sandbox, 600);
-    wait_until(SOON, "all wait", || super::held(&instances[0], sandbox.queue()) == 600.0);
+    wait_until(SOON, "all are held back", || super::held(&instances[0], sandbox.queue()) == 600.0);
     super::pauses::set_paused(&sandbox, webhook, false);
     wait_until(SOON, "it drains", || customer.accepted() >= 40);
     for _ in 0..3 {
@@ -194,7 +197,7 @@ fn instances_that_join_while_a_backlog_drains_add_nothing_to_the_limit() {
     }
     wait_all_know(&instances);
     let before = customer.accepted();
-    assert!(before < 550, "{before} had come");
+    assert!(before < 550, "{before} of 600 had arrived before");
     customer.wait_accepted(LATER, &events);
     assert!(customer.most() <= 4, "{} were under way", customer.most());
     for notifier in instances {
@@ -216,7 +219,7 @@ fn while_postgresql_is_away_the_last_known_number_of_instances_is_kept() {
     for notifier in &instances {
         notifier.wait_listening();
     }
-    // One after the other: in a backlog they would wait for PostgreSQL.
+    // One event after the other: in a backlog they would wait for PostgreSQL.
     wait_until(SOON, "both know the type of event", || {
         let event = publish(&sandbox, 1);
         customer.wait_accepted(SOON, &event);
@@ -225,14 +228,16 @@ fn while_postgresql_is_away_the_last_known_number_of_instances_is_kept() {
     proxy.refuse();
     customer.forget_most();
     let (began, requests) = (Instant::now(), customer.requests());
-    holds_for(EXPIRY + Duration::from_secs(2), "they know each other", || {
+    holds_for(EXPIRY + Duration::from_secs(2), "they know of each other", || {
         publish(&sandbox, 1);
-        instances.iter().all(|one| knows(one) == 2.0)
+        instances.iter().all(|one| known_instances(one) == 2.0)
     });
     assert!(customer.requests() > requests, "nothing was sent in {:?}", began.elapsed());
     assert!(customer.most() <= 2, "{} were under way", customer.most());
     proxy.thaw();
-    holds_for(EXPIRY, "they know each other", || instances.iter().all(|one| knows(one) == 2.0));
+    holds_for(EXPIRY, "they know of each other", || {
+        instances.iter().all(|one| known_instances(one) == 2.0)
+    });
     instances.remove(0).terminate();
     wait_all_know(&instances);
 }
@@ -243,11 +248,11 @@ fn without_the_table_each_instance_keeps_limits_by_itself_and_says_so_once() {
     sandbox.database.run_script("DROP TABLE notifier_instances");
     let (customer, webhook) = limited(&sandbox, "max_in_flight = 1", 200);
     let mut instances: Vec<Notifier> = (0..2).map(|_| launch(&sandbox).start()).collect();
-    wait_until(SOON, "each sends", || {
+    wait_until(SOON, "each delivers", || {
         publish(&sandbox, 2);
         instances.iter().all(|one| delivered(one) >= 1.0)
     });
-    assert!(instances.iter().all(|one| knows(one) == 0.0));
+    assert!(instances.iter().all(|one| known_instances(one) == 0.0));
     let page = instances[0].get("/status.json").body;
     assert!(page.contains("each keeps `max_in_flight` and `rate_per_second` by itself"), "{page}");
     let shown = sandbox.command(&["webhooks", "show", &webhook.to_string()]).stdout;
@@ -261,14 +266,14 @@ fn without_the_table_each_instance_keeps_limits_by_itself_and_says_so_once() {
     for notifier in &mut instances {
         let line = notifier.wait_stderr(SOON, "instances not known");
         assert!(line.contains("WARN") && line.contains("webhook-notifier migrate"), "{line}");
-        assert_eq!(super::count_lines(notifier, &["instances not known"]), 1);
+        assert_eq!(notifier.count_stderr(&["instances not known"]), 1);
         notifier.wait_stderr(SOON, "kept by all instances together again");
     }
-    // Each instance's requests under way end within a second.
-    wait_until(SOON, "one at a time", || {
+    // The requests under way of each instance end within a second.
+    wait_until(SOON, "one request is under way at a time", || {
         customer.forget_most();
         let before = customer.accepted();
-        wait_until(SOON, "some more come", || {
+        wait_until(SOON, "some more arrive", || {
             publish(&sandbox, 1);
             customer.accepted() >= before + 5
         });
@@ -302,18 +307,18 @@ fn the_others_deliver_for_an_instance_that_has_lost_rabbitmq() {
     wait_all_know(&instances);
     let mut events = publish(&sandbox, 20);
     customers.iter().for_each(|customer| customer.wait_accepted(SOON, &events));
-    assert!(instances.iter().all(|one| delivered(one) >= 1.0), "each is the sender of some");
+    assert!(instances.iter().all(|one| delivered(one) >= 1.0), "each delivers to some");
 
     proxy.refuse();
     let more = publish(&sandbox, 20);
     events.extend(more);
     customers.iter().for_each(|customer| customer.wait_accepted(LATER, &events));
     assert_eq!(customers.iter().map(Customer::most).max(), Some(1));
-    assert_eq!(knows(&instances[0]), 1.0);
-    // Whose row has lost its queues writes them again.
+    assert_eq!(known_instances(&instances[0]), 1.0);
+    // An instance whose row has lost its queues writes them again.
     sandbox.database.execute("UPDATE notifier_instances SET queues = '{}'", &[]);
     let with_queues = "SELECT FROM notifier_instances WHERE queues <> '{}'";
-    wait_until(SOON, "the one that serves some says so", || {
+    wait_until(SOON, "the one that consumes queues has written them", || {
         sandbox.database.query(with_queues, &[]).len() == 1
     });
 }
@@ -331,10 +336,9 @@ fn an_entry_without_an_instance_counts_for_a_while_and_is_deleted() {
     notifier.wait_metric("webhook_instances", &[], 1.0);
     let rows = || sandbox.database.query("SELECT FROM notifier_instances", &[]).len();
     wait_until(SOON, "it is deleted", || rows() == 1);
-    // Somebody empties the table.
     sandbox.database.run_script("TRUNCATE notifier_instances");
-    wait_until(SOON, "its own is back", || rows() == 1);
-    assert_eq!(knows(&notifier), 1.0);
+    wait_until(SOON, "the notifier has written its own entry again", || rows() == 1);
+    assert_eq!(known_instances(&notifier), 1.0);
     notifier.terminate();
     assert_eq!(rows(), 0);
 }
@@ -362,10 +366,10 @@ fn once_nothing_waits_for_a_limit_each_instance_delivers_its_share_again() {
         }
         (senders(&before), elsewhere() - held_before)
     };
-    // Which of them gets an event is chance.
-    wait_until(SOON, "what the other gets goes through the backlog", || next_ten().1 >= 1.0);
-    // A minute, and the time until all instances know.
-    wait_until(2 * LATER, "each sends its own", || next_ten() == (2, 0.0));
+    // RabbitMQ decides which of them gets an event.
+    wait_until(SOON, "events of the other one go through the backlog", || next_ten().1 >= 1.0);
+    // That takes a minute, and the time until all instances know.
+    wait_until(2 * LATER, "each delivers its own events", || next_ten() == (2, 0.0));
     customer.wait_accepted(SOON, &events);
     assert!(customer.most() <= 4, "{} were under way", customer.most());
     for notifier in instances {

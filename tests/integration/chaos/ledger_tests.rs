@@ -15,8 +15,8 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// One promised event of that kind, accepted everywhere at 10 s, except by the dead receiver, where it
-/// is a dead letter.
+/// The history of one promised event of that kind: at 10 s all receivers accept it, except the dead one,
+/// whose delivery is a dead letter.
 fn good(kind: Kind) -> History {
     let mut history = History::default();
     history.events.push(Published { kind, queue: 0, at: ms(9_900), promised: true });
@@ -34,9 +34,9 @@ fn accepted(webhook: Webhook, at: u64) -> Request {
 }
 
 fn strike(fault: Fault, struck: u64) -> Strike {
-    let (struck, healed, recovered) = (ms(struck), ms(struck + 100), ms(struck + 500));
+    let (struck, repaired, recovered) = (ms(struck), ms(struck + 100), ms(struck + 500));
     let began = struck;
-    Strike { fault, cuts: 1, notifiers: 1, began, struck, healed, recovered }
+    Strike { fault, cuts: 1, notifiers: 1, began, struck, repaired, recovered }
 }
 
 #[track_caller]
@@ -95,7 +95,7 @@ fn a_repeat_that_no_fault_explains_is_blamed_on_a_neighbour() {
     let mut history = good(Kind::Plain);
     history.requests.push(accepted(HEALTHY, 12_000));
     let unexplained =
-        ["1 repeats are not explained by a fault", "1 repeats, and at most 0 are explained"];
+        ["1 repeats are not explained by a fault", "1 repeats: the faults can cause at most 0"];
     let ledger = check(&history, &unexplained);
     assert_eq!(ledger.because_of_a_neighbour(), 1);
 
@@ -198,7 +198,7 @@ fn a_fault_that_duplicated_a_failed_attempt_explains_that_its_retry_arrives_twic
     history.requests.push(accepted(Webhook::Flaky, 10_100));
     check(
         &history,
-        &["1 repeats are not explained by a fault", "1 repeats, and at most 0 are explained"],
+        &["1 repeats are not explained by a fault", "1 repeats: the faults can cause at most 0"],
     );
     history.strikes = vec![strike(Fault::BrokerStopped, 8_100)];
     check(&history, &[]);
@@ -213,7 +213,7 @@ fn more_repeats_than_the_faults_can_cause_are_too_many() {
     let ledger = check(&history, &[]);
     assert_eq!(ledger.bound, 384);
     history.requests.push(accepted(HEALTHY, 12_000));
-    check(&history, &["385 repeats, and at most 384 are explained"]);
+    check(&history, &["385 repeats: the faults can cause at most 384"]);
 }
 
 #[test]
@@ -274,8 +274,8 @@ fn nothing_is_sent_to_a_webhook_while_it_is_paused() {
     }
 }
 
-/// Plain events, the first published at 10 s and each following one a second later, that reach a healthy
-/// receiver at these times.
+/// The history of plain events, published from 10 s on, one per second, that reach a healthy receiver at
+/// these times.
 fn came(at: &[u64]) -> History {
     let mut history = History::default();
     for (number, at) in at.iter().enumerate() {
@@ -300,7 +300,7 @@ fn a_delivery_is_overtaken_by_a_later_event_that_was_no_longer_under_way() {
     assert_eq!(overtaken(&came(&[10_001, 11_001, 12_001])), (0, 3));
     assert_eq!(overtaken(&came(&[20_000, 11_001, 12_001])), (1, 3));
     assert_eq!(overtaken(&came(&[20_000, 20_010, 12_001])), (2, 3));
-    // It may still have been under way.
+    // The later event may still have been under way.
     assert_eq!(overtaken(&came(&[20_000, 18_501, 21_000])), (0, 3));
     assert_eq!(overtaken(&came(&[20_000, 18_500, 21_000])), (1, 3));
     check(&came(&[20_000, 11_001]), &["1 of 2 deliveries came out of order"]);

@@ -6,7 +6,7 @@ use amiquip::AmqpValue;
 use uuid::Uuid;
 
 use super::{dead_letter, dead_letters, dead_letters_json, drain};
-use crate::harness::{Event, LATER, SOON, Sandbox};
+use crate::harness::{Event, LATER, SOON, Sandbox, Signal};
 
 /// A dead-letter queue with the delivery limit that is RabbitMQ 4's default.
 fn limited(sandbox: &Sandbox) {
@@ -92,7 +92,7 @@ fn copying_can_be_interrupted_and_neither_loses_nor_duplicates_a_dead_letter() {
     let (sandbox, ids) = often_read(3_000);
     let mut list = sandbox.launch(&["dead-letters", "list"]).spawn();
     list.wait_stderr(SOON, "that is all");
-    list.signal("INT");
+    list.signal(Signal::INT);
     let finished = list.finish(LATER);
     assert_eq!(finished.code, Some(0), "{finished:?}");
     assert!(finished.stdout.contains("3000  in total"), "{finished:?}");

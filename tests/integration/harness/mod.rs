@@ -17,15 +17,17 @@ pub(crate) mod receiver;
 pub(crate) mod sandbox;
 pub(crate) mod servers;
 pub(crate) mod service;
+mod streams;
+pub(crate) mod text;
 pub(crate) mod tls;
 pub(crate) mod wire;
 
-pub(crate) use administration::Vhost;
+pub(crate) use administration::{MemoryAlarm, Vhost};
 pub(crate) use broker::{Broker, Event, Message};
 pub(crate) use browser::rendered;
 pub(crate) use cluster::Cluster;
 pub(crate) use connect_proxy::{ConnectProxy, Way};
-pub(crate) use database::Database;
+pub(crate) use database::{Database, EncodedDatabase};
 pub(crate) use notifier::{Launch, Notifier};
 pub(crate) use pooler::Pooler;
 pub(crate) use process::Process;
@@ -34,8 +36,11 @@ pub(crate) use proxy::Proxy;
 pub(crate) use receiver::{Receiver, Reply, Then};
 pub(crate) use sandbox::{DeadLetter, Sandbox};
 pub(crate) use servers::{FaultServers, Servers};
+pub(crate) use text::{TextFile, unwrapped};
 pub(crate) use tls::{Authority, Terminator};
 pub(crate) use wire::Wire;
+
+pub(crate) use rustix::process::Signal;
 
 use std::{
     thread,

@@ -1,13 +1,10 @@
 //! A receiver that fails for a long time, and recovers.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Told;
-use crate::harness::{Event, Notifier, Receiver, Reply, SOON, Sandbox, holds_for, wait_until};
+use crate::harness::{Event, Notifier, Receiver, SOON, Sandbox, holds_for, wait_until};
 
 /// As if the outage had begun `minutes` minutes earlier.
 fn age(sandbox: &Sandbox, minutes: i32) {
@@ -32,11 +29,7 @@ fn wait_open(sandbox: &Sandbox, notifier: &Notifier) {
 #[test]
 fn a_breaker_open_for_ten_minutes_is_published_once_across_instances_and_so_is_its_end() {
     let sandbox = Sandbox::new();
-    let is_well = Arc::new(AtomicBool::new(false));
-    let answers = Arc::clone(&is_well);
-    let receiver = Receiver::answering(move |_| {
-        Reply::Status(if answers.load(Ordering::SeqCst) { 200 } else { 503 })
-    });
+    let (receiver, is_fixed) = Receiver::failing(503);
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
     // So that an outage is recorded within seconds.
     let start = || {
@@ -65,7 +58,7 @@ fn a_breaker_open_for_ten_minutes_is_published_once_across_instances_and_so_is_i
     holds_for(Duration::from_secs(6), "it is told once", || {
         told.types_of(webhook) == ["webhook.failing"]
     });
-    is_well.store(true, Ordering::SeqCst);
+    is_fixed.store(true, Ordering::SeqCst);
     let notices = told.wait_for(webhook, &["webhook.failing", "webhook.recovered"]);
     assert!(notices[1]["data"]["recovered_at"].is_string(), "{}", notices[1]);
     holds_for(Duration::from_secs(6), "that is told once, too", || {

@@ -6,7 +6,7 @@ use amiquip::{AmqpValue, FieldTable};
 
 use super::{EXCHANGE, Told, published};
 use crate::harness::{
-    Event, FaultServers, LATER, Receiver, Reply, SOON, Sandbox, Vhost, holds_for,
+    Event, FaultServers, LATER, MemoryAlarm, Receiver, Reply, SOON, Sandbox, Vhost, holds_for,
     servers::{End, Server},
     wait_until,
 };
@@ -125,15 +125,6 @@ fn a_deleted_exchange_is_created_again() {
     notifier.terminate();
 }
 
-/// RabbitMQ has no memory for messages, until this is dropped.
-struct Alarm<'a>(&'a FaultServers);
-
-impl Drop for Alarm<'_> {
-    fn drop(&mut self) {
-        self.0.set_memory_watermark(0.6);
-    }
-}
-
 #[test]
 fn changes_while_rabbitmq_takes_nothing_or_is_away_are_published_once_afterwards() {
     let faults = FaultServers::take();
@@ -145,8 +136,7 @@ fn changes_while_rabbitmq_takes_nothing_or_is_away_are_published_once_afterwards
     let pause = "UPDATE webhooks SET paused_at = now()";
     let resume = "UPDATE webhooks SET paused_at = NULL";
 
-    let alarm = Alarm(&faults);
-    faults.set_memory_watermark(0.000_001);
+    let alarm = MemoryAlarm::raised(&faults);
     // The first one may get through.
     sandbox.database.execute(pause, &[]);
     wait_until(SOON, "the first is taken", || published(&notifier) + waiting() >= 1.0);

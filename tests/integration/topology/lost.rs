@@ -3,7 +3,8 @@
 use amiquip::FieldTable;
 
 use crate::harness::{
-    Event, FaultServers, Notifier, Receiver, Reply, SOON, Sandbox, Vhost, wait_for, wait_until,
+    Event, FaultServers, Notifier, Receiver, Reply, SOON, Sandbox, Vhost, unwrapped, wait_for,
+    wait_until,
 };
 
 /// Fails once, and always at `/never`; answers 410 at `/gone`.
@@ -26,7 +27,7 @@ fn unusable(notifier: &Notifier) -> f64 {
 #[track_caller]
 fn expect_why(sandbox: &Sandbox, event: &Event, parts: &[&str]) {
     let finished = sandbox.command(&["why", &event.id]);
-    let words = finished.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = unwrapped(&finished.stdout);
     for part in parts {
         assert!(words.contains(part), "no {part:?} in {words}");
     }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{arguments, text};
 use crate::harness::{
     Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, Servers, Vhost,
-    wait_until,
+    unwrapped, wait_until,
 };
 
 /// More than RabbitMQ takes out of a wait queue at a time.
@@ -71,8 +71,7 @@ fn a_missing_retry_queue_delays_nobody_and_its_deliveries_can_be_replayed() {
     assert_eq!(groups[0]["webhook_id"], webhook.to_string(), "{groups}");
     let listed = dead_letters(&sandbox, staying, &["list", "--queue", staying]);
     assert!(listed.contains("0  in total"), "{listed}");
-    let why = sandbox.command(&["why", &stranded[0].id]).stdout;
-    let why = why.split_whitespace().collect::<Vec<_>>().join(" ");
+    let why = unwrapped(&sandbox.command(&["why", &stranded[0].id]).stdout);
     for part in ["orphaned: its retry queue was gone", "it lies in webhooks.orphaned", leaving] {
         assert!(why.contains(part), "no {part} in {why}");
     }
