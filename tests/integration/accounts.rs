@@ -20,7 +20,7 @@ use crate::{
 };
 
 mod odd;
-mod told;
+mod output;
 mod waiting;
 
 /// Registers a webhook of an account, or of none.
@@ -134,14 +134,14 @@ fn no_event_reaches_a_webhook_of_another_account() {
     sandbox.broker.publish(sandbox.queue(), &events);
 
     for (path, ids) in &expected {
-        wait_until(LATER, &format!("all have come to {path}"), || {
+        wait_until(LATER, &format!("{path} gets all of its events"), || {
             ids_at(&receiver, path).is_superset(ids)
         });
     }
     sandbox.wait_drained();
     for (path, ids) in &expected {
-        let strange = &ids_at(&receiver, path) - ids;
-        assert!(strange.is_empty(), "{path} of {:?} got {strange:?}", accounts[*path]);
+        let wrong = &ids_at(&receiver, path) - ids;
+        assert!(wrong.is_empty(), "{path} of {:?} got {wrong:?}", accounts[*path]);
     }
     assert_eq!(notifier.metric("webhook_dead_letters_total", &[]), 0.0);
     notifier.terminate();
@@ -181,7 +181,7 @@ fn a_change_of_an_account_by_sql_takes_effect_at_once() {
         }
         receiver.wait_at("/all", published);
     }
-    wait_until(SOON, "all have come", || ids_at(&receiver, "/one").is_superset(&expected));
+    wait_until(SOON, "/one gets them all", || ids_at(&receiver, "/one").is_superset(&expected));
     sandbox.wait_drained();
     let mut got = ids_at(&receiver, "/one");
     got.retain(|id| !id.starts_with("probe-"));
@@ -204,7 +204,7 @@ fn events_of_accounts_without_a_webhook_are_looked_up_together() {
     notifier.wait_listening();
     let before = answers(&notifier, "database");
     let of_account = |account: &str| of(Event::new("order.paid"), text(account));
-    let mut events: Vec<_> = (0..50).map(|n| of_account(&format!("stranger {n}"))).collect();
+    let mut events: Vec<_> = (0..50).map(|n| of_account(&format!("unknown {n}"))).collect();
     events.extend([of_account("a"), of_account("a"), Event::new("order.paid")]);
     sandbox.broker.publish(sandbox.queue(), &events);
     receiver.wait_at("/all", events.len());
@@ -212,8 +212,8 @@ fn events_of_accounts_without_a_webhook_are_looked_up_together() {
     sandbox.wait_drained();
     // One query by type and one for the account with a webhook; and another if, on a busy machine, the
     // notifier was unsure for a moment whether it hears of changes.
-    let asked = answers(&notifier, "database") - before;
-    assert!((2.0..10.0).contains(&asked), "{asked}");
+    let queries = answers(&notifier, "database") - before;
+    assert!((2.0..10.0).contains(&queries), "{queries}");
     notifier.terminate();
 }
 
@@ -299,7 +299,7 @@ fn a_backlog_delivers_nothing_of_another_account_after_its_webhook_has_changed()
     });
     let last = of_b.pop().expect("the one that was held");
     succeed(&sandbox, &["webhooks", "resume", &id.to_string()]);
-    wait_until(LATER, "what may come has come", || ids_at(&receiver, "/a").contains(&last));
+    wait_until(LATER, "it gets the last event", || ids_at(&receiver, "/a").contains(&last));
     sandbox.wait_drained();
     let got = ids_at(&receiver, "/a");
     let kept = of_a.iter().filter(|event| !got.contains(&event.id)).count();

@@ -1,4 +1,4 @@
-//! Webhook URLs come from strangers: they may lead to the public internet, or where the operator allows,
+//! Webhook URLs are from outsiders: they may lead to the public internet, or where the operator allows,
 //! and nowhere else.
 
 use serde_json::Value;
@@ -7,7 +7,7 @@ use crate::harness::{
     ConnectProxy, DeadLetter, Event, Receiver, SOON, Sandbox, process::Finished, wait_until,
 };
 
-/// Each URL's event is dead at once, for a reason with that text, and nobody was connected to, neither
+/// Each URL's event is dead at once, for a reason with that text, and no connection was made, neither
 /// directly nor through a proxy.
 #[track_caller]
 fn check_rejected(cases: &[(&str, &str)]) {
@@ -56,7 +56,7 @@ fn check_each_rejected(allowed: &str, denied: &str, with_proxy: bool, cases: &[(
     }
     assert_eq!((receiver.connections(), proxy.connections()), (0, 0));
     let log = notifier.stderr().join("\n");
-    assert!(!log.contains("s3cret"), "a password of an URL is in the log");
+    assert!(!log.contains("s3cret"), "a password of a URL is in the log");
     assert_eq!(notifier.metric("webhook_retries_scheduled_total", &[]), 0.0);
     notifier.terminate();
     sandbox.wait_drained();

@@ -200,13 +200,13 @@ fn running_out_of_open_files_is_survived() {
     wait_until(SOON, "it is ready", || notifier.is_ready());
     sandbox.publish(&Event::new("after"));
     receiver.wait_at("/", 2);
-    let said = notifier.stderr();
-    let interrupted = said.iter().filter_map(|line| {
+    let output = notifier.stderr();
+    let interrupted = output.iter().filter_map(|line| {
         let (_, state) = line.split_once("metrics port ")?;
         Some(state.starts_with("interrupted"))
     });
     let states = Vec::from_iter(interrupted);
-    assert_eq!(states, [true, false], "{said:#?}");
+    assert_eq!(states, [true, false], "{output:#?}");
     notifier.terminate();
 }
 

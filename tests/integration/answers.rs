@@ -1,4 +1,4 @@
-//! What counts as an answer: also one that comes before the request was read, and one that doesn't quite
+//! What counts as an answer: also one that is sent before the request was read, and one that doesn't quite
 //! conform to the standard. And the messages if there is none.
 
 use std::{net::TcpListener, thread};
@@ -183,11 +183,11 @@ fn each_failure_says_what_the_receivers_owner_has_to_change() {
     }
     let notifier =
         sandbox.notifier().env("REQUEST_TIMEOUT", "500ms").env("RETRY_SCHEDULE", "100ms").start();
-    for (kind, url, says) in &cases {
+    for (kind, url, expected) in &cases {
         sandbox.publish(&Event::new(kind));
         let dead = sandbox.take_dead();
         let error = dead.text("x-last-error");
-        assert!(error.contains(says), "{kind} {url}: no {says:?} in {error:?}");
+        assert!(error.contains(expected), "{kind} {url}: no {expected:?} in {error:?}");
     }
     notifier.terminate();
 }

@@ -146,8 +146,11 @@ fn waiting_deliveries_are_shown_as_far_as_their_number_is_known() {
     assert!(command(&["webhooks", "list"]).stdout.contains(" ? "));
     let shown = json(&command(&["webhooks", "show", &id, "--json"]).stdout);
     assert_eq!(shown["backlogs"][1]["waiting"], Value::Null);
-    let said = command(&["webhooks", "disable", &id, "--dry-run"]).stdout;
-    assert!(said.starts_with("an unknown number of deliveries waits in its backlogs"), "{said}");
+    let output = command(&["webhooks", "disable", &id, "--dry-run"]).stdout;
+    assert!(
+        output.starts_with("an unknown number of deliveries waits in its backlogs"),
+        "{output}"
+    );
     let disabled = command(&["webhooks", "disable", &id]);
     assert!(disabled.stderr.contains("an unknown number"), "{disabled:?}");
 }
@@ -163,16 +166,16 @@ fn a_dry_run_says_how_many_deliveries_would_be_dropped_and_changes_nothing() {
     };
     let before = row();
     for verb in ["disable", "remove"] {
-        let said = succeed(&sandbox, &["webhooks", verb, &id, "--dry-run"]);
-        assert_eq!(said, "nothing waits in its backlogs");
+        let output = succeed(&sandbox, &["webhooks", verb, &id, "--dry-run"]);
+        assert_eq!(output, "nothing waits in its backlogs");
     }
     let waiting = Waiting::new(&sandbox, webhook, 1_234);
     for verb in ["disable", "remove"] {
-        let said = succeed(&sandbox, &["webhooks", verb, &id, "--dry-run"]);
-        assert_eq!(said, "1,234 deliveries wait in its backlogs, and would be dropped");
-        let said = json_of(&sandbox, &["webhooks", verb, &id, "--dry-run"]);
+        let output = succeed(&sandbox, &["webhooks", verb, &id, "--dry-run"]);
+        assert_eq!(output, "1,234 deliveries wait in its backlogs, and would be dropped");
+        let output = json_of(&sandbox, &["webhooks", verb, &id, "--dry-run"]);
         assert_eq!(
-            (&said["id"], &said["backlogs"][0]["waiting"]),
+            (&output["id"], &output["backlogs"][0]["waiting"]),
             (&literal!(id), &literal!(1_234))
         );
         let stranger = Uuid::new_v4().to_string();
@@ -183,8 +186,8 @@ fn a_dry_run_says_how_many_deliveries_would_be_dropped_and_changes_nothing() {
     for verb in ["disable", "remove"] {
         let finished = sandbox.command(&["webhooks", verb, &id, "--json"]);
         assert_eq!(finished.code, Some(0), "{finished:?}");
-        let said = "1,234 deliveries wait in its backlogs, and will be dropped";
-        assert!(finished.stderr.contains(said), "{finished:?}");
+        let output = "1,234 deliveries wait in its backlogs, and will be dropped";
+        assert!(finished.stderr.contains(output), "{finished:?}");
         assert_eq!(json(&finished.stdout)["id"], id);
     }
     assert!(sandbox.database.query("SELECT id FROM webhooks", &[]).is_empty());

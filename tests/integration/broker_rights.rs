@@ -1,4 +1,4 @@
-//! What RabbitMQ has to permit: exactly the documented permissions are enough, and `check` says what is
+//! What RabbitMQ has to permit: exactly the documented permissions are enough, and `check` reports what is
 //! missing.
 
 use amiquip::{AmqpValue, FieldTable};
@@ -33,11 +33,11 @@ fn check(sandbox: &Sandbox, vhost: &Vhost<'_>) -> Finished {
 }
 
 #[track_caller]
-fn assert_fails(finished: &Finished, subject: &str, says: &[&str]) {
+fn assert_fails(finished: &Finished, subject: &str, expected: &[&str]) {
     assert_eq!(finished.code, Some(1), "{finished:?}");
     let failures = finished.stdout.lines().filter(|line| line.starts_with("FAIL"));
     let about: Vec<_> = failures.filter(|line| line.contains(subject)).collect();
-    for part in says {
+    for part in expected {
         assert!(
             about.iter().any(|line| line.contains(part)),
             "no {part:?} in {about:?}: {finished:?}"
@@ -56,7 +56,7 @@ fn the_documented_rights_are_enough_to_deliver_retry_dead_letter_and_keep_backlo
     // First nothing exists, and afterwards everything does.
     let finished = check(&sandbox, &vhost);
     assert_eq!(finished.code, Some(0), "{finished:?}");
-    assert_eq!(sandbox.broker.ready(sandbox.queue()), None, "`check` makes nothing");
+    assert_eq!(sandbox.broker.ready(sandbox.queue()), None, "`check` creates no queue");
     let receiver = Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
         ("/retried", 1) | ("/dead", 1 | 2) => Reply::Status(500),
         _ => Reply::Status(200),
@@ -114,7 +114,7 @@ fn check_says_which_right_is_missing_and_how_it_is_granted() {
     let sandbox = Sandbox::on(&vhost.servers, 1);
     let queue = format!("to read queue {:?}", sandbox.queue());
     let grants = "rabbitmqctl set_permissions -p";
-    for (rights, says) in [
+    for (rights, expected) in [
         (["^$", "^$", "^$"], vec!["to configure", "to write", "to read", grants]),
         ([".*", ".*", r"^(webhooks\..*|.*\.(retry|dead))$"], vec![&queue, grants]),
         (
@@ -133,10 +133,10 @@ fn check_says_which_right_is_missing_and_how_it_is_granted() {
     ] {
         vhost.grant(rights);
         let finished = check(&sandbox, &vhost);
-        assert_fails(&finished, "rights", &says);
+        assert_fails(&finished, "rights", &expected);
         let ready = |queue: &str| sandbox.broker.ready(queue);
         assert_eq!(ready(sandbox.queue()), Some(0));
-        assert_eq!(ready(&sandbox.retry_queue()), None, "`check` makes nothing");
+        assert_eq!(ready(&sandbox.retry_queue()), None, "`check` creates no queue");
     }
 
     vhost.grant([".*", ".*", ".*"]);
@@ -169,7 +169,7 @@ fn check_says_that_a_virtual_host_has_no_room_for_the_queues() {
     vhost.limit_queues(-1);
     let finished = check(&sandbox, &vhost);
     assert_eq!(finished.code, Some(0), "{finished:?}");
-    assert_eq!(sandbox.broker.ready(&sandbox.retry_queue()), None, "`check` makes nothing");
+    assert_eq!(sandbox.broker.ready(&sandbox.retry_queue()), None, "`check` creates no queue");
 
     // Without backlogs everything is delivered, too.
     sandbox.notifier().start().terminate();

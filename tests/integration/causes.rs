@@ -40,7 +40,7 @@ impl<'a> User<'a> {
     }
 
     fn url(&self, sandbox: &Sandbox) -> String {
-        let mut url = url::Url::parse(&sandbox.servers.amqp_url).expect("it is an URL");
+        let mut url = url::Url::parse(&sandbox.servers.amqp_url).expect("it is a URL");
         url.set_username(&self.name).expect("it has a host");
         url.set_password(Some(Self::PASSWORD)).expect("it has a host");
         url.into()
@@ -130,7 +130,7 @@ fn a_postgresql_role_that_may_no_longer_log_in_is_reported_after_its_sessions_en
         "CREATE ROLE {role} LOGIN PASSWORD 'first'; GRANT USAGE ON SCHEMA {schema} TO {role};
          GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {role}"
     ));
-    let mut url = url::Url::parse(sandbox.database.url()).expect("it is an URL");
+    let mut url = url::Url::parse(sandbox.database.url()).expect("it is a URL");
     url.set_username(&role).expect("it has a host");
     url.set_password(Some("first")).expect("it has a host");
     let mut notifier = sandbox.notifier().env("DATABASE_URL", url.as_str()).start();

@@ -75,11 +75,11 @@ fn webhooks_are_added_listed_shown_disabled_and_removed() {
 #[test]
 fn an_unknown_or_invalid_webhook_is_an_error() {
     let sandbox = Sandbox::new();
-    let stranger = Uuid::new_v4().to_string();
+    let unknown = Uuid::new_v4().to_string();
     for verb in ["show", "enable", "disable", "remove"] {
-        let finished = sandbox.command(&["webhooks", verb, &stranger]);
+        let finished = sandbox.command(&["webhooks", verb, &unknown]);
         assert_eq!(finished.code, Some(1), "{verb}: {finished:?}");
-        assert!(finished.stderr.contains(&stranger), "{verb}: {finished:?}");
+        assert!(finished.stderr.contains(&unknown), "{verb}: {finished:?}");
         let finished = sandbox.command(&["webhooks", verb, "not-an-id"]);
         assert_eq!(finished.code, Some(2), "{verb}: {finished:?}");
     }
@@ -102,7 +102,7 @@ fn an_event_sent_by_publish_reaches_listen_through_the_notifier() {
     let listen =
         ["listen", "--addr", "127.0.0.1:0", "--fail-first", "2", "--status", "418", "--json"];
     let mut listener = sandbox.launch(&listen).spawn();
-    let address = wait_for(SOON, "listen says its address", || {
+    let address = wait_for(SOON, "listen prints its address", || {
         let lines = [listener.stdout(), listener.stderr()].concat();
         let text = lines.join(" ");
         let at = text.find("127.0.0.1:")?;
@@ -163,7 +163,7 @@ fn publish_makes_sample_events_and_waits_for_their_confirms() {
     assert!(finished.stderr.contains(&nowhere), "{finished:?}");
     assert!(finished.stderr.contains("there is no such queue"), "{finished:?}");
 
-    // One that is there is not said to be missing.
+    // One that exists is not reported as missing.
     let full = format!("{}_full", sandbox.queue());
     let arguments = FieldTable::from([
         ("x-max-length".to_owned(), AmqpValue::LongInt(0)),
@@ -178,10 +178,10 @@ fn publish_makes_sample_events_and_waits_for_their_confirms() {
 }
 
 #[track_caller]
-fn assert_failed_check(finished: &Finished, says: &str) {
+fn assert_failed_check(finished: &Finished, expected: &str) {
     assert_eq!(finished.code, Some(1), "{finished:?}");
     let text = format!("{}\n{}", finished.stdout, finished.stderr);
-    assert!(text.contains(says), "no {says:?} in {text}");
+    assert!(text.contains(expected), "no {expected:?} in {text}");
 }
 
 #[test]
@@ -200,18 +200,18 @@ fn check_says_why_a_queue_is_unusable_and_continues_with_the_others() {
     let finished = sandbox.command(&["check", "--json"]);
     sandbox.broker.delete(&bad).expect("it is there");
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    let told = json(&finished.stdout);
-    let checks = told["checks"].as_array().expect("a list");
+    let output = json(&finished.stdout);
+    let checks = output["checks"].as_array().expect("a list");
     let of = |queue: &str| {
         let name = format!("queue {queue}");
         let mut found = checks.iter().filter(|check| check["name"] == name.as_str());
-        found.next().unwrap_or_else(|| panic!("no {name} in {told}"))
+        found.next().unwrap_or_else(|| panic!("no {name} in {output}"))
     };
-    assert_eq!(of(&bad)["ok"], false, "{told}");
+    assert_eq!(of(&bad)["ok"], false, "{output}");
     let detail = of(&bad)["detail"].as_str().expect("text");
-    assert!(detail.contains("exists with other arguments"), "{told}");
+    assert!(detail.contains("exists with other arguments"), "{output}");
     for other in [sandbox.queue(), "webhooks.orphaned"] {
-        assert_eq!(of(other)["ok"], true, "{told}");
+        assert_eq!(of(other)["ok"], true, "{output}");
     }
 }
 
@@ -224,14 +224,14 @@ fn check_says_that_the_tables_are_missing() {
 #[test]
 fn check_says_what_is_wrong_and_what_to_do() {
     let sandbox = Sandbox::new();
-    let nobody = Receiver::new();
+    let refusing = Receiver::new();
     let no_broker = sandbox
         .launch(&["check"])
-        .env("AMQP_URL", nobody.refusing_url().replace("http:", "amqp:"))
+        .env("AMQP_URL", refusing.refusing_url().replace("http:", "amqp:"))
         .env("AMQP_RETRY_DELAY", "100ms");
     assert_failed_check(&no_broker.spawn().finish(SOON), "AMQP_URL");
 
-    let mut url = Url::parse(sandbox.database.url()).expect("an URL");
+    let mut url = Url::parse(sandbox.database.url()).expect("a URL");
     url.set_path("/no_such_database");
     let no_database = sandbox.launch(&["check"]).env("DATABASE_URL", url.as_str());
     assert_failed_check(&no_database.spawn().finish(SOON), "no_such_database");

@@ -181,7 +181,7 @@ fn a_replay_leaves_dead_letters_that_nobody_would_get_and_says_why() {
     let disable = "UPDATE webhooks SET disabled_at = now() WHERE id = $1";
     sandbox.database.execute(disable, &[&disabled]);
     let of = |webhook| dead_letter(&sandbox, webhook, "exhausted", 0);
-    // Those that stay come first: a limit of one still finds one that can be replayed.
+    // Those that stay are read first: a limit of one still finds one that can be replayed.
     let letters = [Event::raw("not JSON"), of(deleted), of(disabled), of(disabled), of(enabled)];
     sandbox.broker.publish(&sandbox.dead_queue(), &letters);
     let says_what_stays = |printed: &str| {
@@ -361,7 +361,7 @@ fn a_sigkill_during_a_replay_loses_nothing() {
             sandbox.broker.ready(&retry_queue) > Some(before) || !replay.is_running()
         });
         replay.kill();
-        // The broker requeues what the replay held as soon as it sees the connection's end.
+        // The broker requeues what the replay held as soon as it notices the connection's end.
         wait_until(SOON, "every one is in one of the queues at least", || {
             let [dead, retry] =
                 [&dead_queue, &retry_queue].map(|queue| sandbox.broker.ready(queue));

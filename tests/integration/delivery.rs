@@ -45,7 +45,7 @@ fn every_event_reaches_exactly_the_webhooks_that_want_it_once_and_byte_for_byte(
         ("/all", &["*"], &kinds),
         (
             "/overlap",
-            &["user.created", "user.*", "order.paid", "nobody.says.this"],
+            &["user.created", "user.*", "order.paid", "of.no.event"],
             &["order.paid", "user.created", "user.profile.updated"],
         ),
     ];
@@ -234,9 +234,9 @@ fn the_requests_of_one_event_run_concurrently() {
             let together = Arc::clone(&together);
             Receiver::answering(move |_| {
                 together.fetch_add(1, Ordering::SeqCst);
-                // If they came one after another, none would ever be answered.
-                let have_come = || together.load(Ordering::SeqCst) == WEBHOOKS;
-                wait_until(SOON, "all have come", have_come);
+                // If they arrived one after another, none would ever be answered.
+                let have_arrived = || together.load(Ordering::SeqCst) == WEBHOOKS;
+                wait_until(SOON, "all have arrived", have_arrived);
                 Reply::Status(200)
             })
         })

@@ -69,7 +69,7 @@ fn every_kind_of_committed_change_is_honoured() {
         };
     let count = |path: &str, event: &Event| receiver.of(path, event).len();
     let arrives = |path: &str, event: &Event| {
-        wait_until(SOON, &format!("it comes to {path}"), || count(path, event) == 1);
+        wait_until(SOON, &format!("{path} receives it"), || count(path, event) == 1);
     };
 
     for round in 0..5 {
@@ -97,11 +97,11 @@ fn every_kind_of_committed_change_is_honoured() {
     }
     let event = publish_after_a_change("DELETE FROM webhooks WHERE post_url LIKE '%/first'", &[]);
     let unmatched = || notifier.metric("webhook_events_unmatched_total", &[]);
-    wait_until(SOON, "nobody wants it", || unmatched() == 1.0);
+    wait_until(SOON, "no webhook wants it", || unmatched() == 1.0);
     assert_eq!(count("/first", &event), 0);
     sandbox.webhook(&receiver.url("/last"), &["*"]);
     let event = publish_after_a_change("TRUNCATE webhooks", &[]);
-    wait_until(SOON, "nobody wants it", || unmatched() >= 2.0);
+    wait_until(SOON, "no webhook wants it", || unmatched() >= 2.0);
     assert_eq!(count("/last", &event), 0);
     assert!(answers(&notifier, "memory") > 0.0);
 }
@@ -195,7 +195,7 @@ fn a_change_while_the_connection_is_lost_is_honoured_at_once() {
         wait_until(SOON, "the time is over", || committed.elapsed() >= SOON_ENOUGH);
         let event = Event::new("order.paid");
         sandbox.publish(&event);
-        wait_until(SOON, "it goes to the new URL", || !receiver.of(&path, &event).is_empty());
+        wait_until(SOON, "the new URL receives it", || !receiver.of(&path, &event).is_empty());
     }
     assert_eq!(receiver.requests().len(), 5);
 }
@@ -258,7 +258,7 @@ fn deliveries_honour_a_committed_change_within_a_tenth_of_a_second() {
             .execute("UPDATE webhooks SET post_url = $1 WHERE id = $2", &[&url, &webhook]);
         let committed = Instant::now();
         let arrived = || receiver.at(&path).first().map(|request| request.at);
-        let first = wait_for(SOON, "one goes to the new URL", || {
+        let first = wait_for(SOON, "the new URL receives one", || {
             sandbox.publish(&Event::new("order.paid"));
             arrived()
         });
@@ -310,12 +310,12 @@ fn check_absence(notifier: &Notifier, sandbox: &Sandbox, receiver: &Receiver, ba
     assert!(answers(notifier, "last_known") >= 1.0);
     let unknown = Event::new("unknown");
     sandbox.publish(&unknown);
-    holds_for(Duration::from_secs(1), "what is not known waits", || {
+    holds_for(Duration::from_secs(1), "an event whose webhooks are unknown waits", || {
         receiver.of("/", &unknown).is_empty()
     });
 
     back();
-    wait_until(LATER, "it comes", || receiver.of("/", &unknown).len() == 1);
+    wait_until(LATER, "it arrives", || receiver.of("/", &unknown).len() == 1);
     notifier.wait_listening();
     wait_until(SOON, "all is well", || notifier.is_ready());
     assert_eq!(receiver.requests().len(), before + known + 2, "each once");

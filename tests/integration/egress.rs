@@ -91,7 +91,7 @@ fn https_is_encrypted_all_the_way_and_its_name_is_the_receivers() {
 
 /// An error of the proxy that affects all receivers delays their deliveries, but counts no attempt.
 #[track_caller]
-fn check_away(way: Way, says: &str) {
+fn check_away(way: Way, expected: &str) {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let proxy = ConnectProxy::leading_to(&receiver.url(""));
@@ -112,13 +112,13 @@ fn check_away(way: Way, says: &str) {
     sandbox.broker.publish(sandbox.queue(), &events);
 
     let line = notifier.wait_stderr(SOON, "not sent");
-    assert!(line.contains(&proxy.name()) && line.contains(says), "{way:?}: {line}");
+    assert!(line.contains(&proxy.name()) && line.contains(expected), "{way:?}: {line}");
     wait_until(SOON, "more often than the schedule has attempts", || held(&notifier) >= 24.0);
     assert_eq!(notifier.metric("webhook_egress_proxy_up", &[]), 0.0);
     let status: Value = serde_json::from_str(&notifier.get("/status.json").body).expect("JSON");
     let advice = status["advice"].to_string();
     assert!(
-        advice.contains("No request has reached a receiver") && advice.contains(says),
+        advice.contains("No request has reached a receiver") && advice.contains(expected),
         "{advice}"
     );
     assert_eq!(notifier.metric("webhook_request_failure_total", &[]), 0.0);
@@ -160,11 +160,11 @@ fn a_proxy_that_is_not_there_costs_nobody_an_attempt() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
-    let nobody = receiver.refusing_url();
+    let refusing = receiver.refusing_url();
     let mut notifier = sandbox
         .notifier()
         .env("RETRY_SCHEDULE", "100ms")
-        .env("EGRESS_PROXY", nobody.trim_end_matches('/'))
+        .env("EGRESS_PROXY", refusing.trim_end_matches('/'))
         .start();
 
     sandbox.publish(&Event::new("order.paid"));
@@ -178,7 +178,7 @@ fn a_proxy_that_is_not_there_costs_nobody_an_attempt() {
 
 #[test]
 fn an_error_of_the_proxy_about_one_receiver_is_that_receivers_failure() {
-    for (way, reason, says) in [
+    for (way, reason, expected) in [
         (Way::Status(403, ""), "proxy", "with status 403: its rules do not allow it"),
         (Way::Status(407, ""), "proxy", "with status 407: its rules do not allow it"),
         (Way::Status(500, ""), "proxy", "with status 500: it cannot connect there"),
@@ -204,7 +204,7 @@ fn an_error_of_the_proxy_about_one_receiver_is_that_receivers_failure() {
         assert_eq!(dead.text("x-dead-reason"), "exhausted", "{way:?}: {dead:?}");
         assert_eq!(dead.number("x-attempt"), Some(2), "{way:?}: {dead:?}");
         let error = dead.text("x-last-error");
-        assert!(error.contains(says) && error.contains(&proxy.name()), "{way:?}: {error}");
+        assert!(error.contains(expected) && error.contains(&proxy.name()), "{way:?}: {error}");
         let failed = [("reason", reason)];
         assert_eq!(notifier.metric("webhook_request_failure_total", &failed), 2.0, "{way:?}");
         assert_eq!(notifier.metric("webhook_egress_proxy_up", &[]), 1.0, "{way:?}");
@@ -285,7 +285,7 @@ fn check_says_whether_the_proxy_answers() {
     // Creates the queues.
     drop(sandbox.notifier().start());
     let url = proxy.url_with(&format!("user:{PASSWORD}"));
-    for (way, code, says) in [
+    for (way, code, expected) in [
         (Way::Open, 0, "answers"),
         (Way::Status(403, ""), 0, "answers"),
         (Way::Status(407, ""), 0, "answers"),
@@ -299,12 +299,12 @@ fn check_says_whether_the_proxy_answers() {
         let finished = check_command(&sandbox, &url);
         let line = finished.stdout.lines().find(|line| line.contains("egress proxy"));
         let line = line.unwrap_or_else(|| panic!("{finished:?}"));
-        assert!(line.contains(says) && line.contains(&proxy.name()), "{way:?}: {line}");
+        assert!(line.contains(expected) && line.contains(&proxy.name()), "{way:?}: {line}");
         assert_eq!(finished.code, Some(code), "{way:?}: {finished:?}");
     }
-    let nobody = check_command(&sandbox, receiver.refusing_url().trim_end_matches('/'));
-    assert_eq!(nobody.code, Some(1), "{nobody:?}");
-    assert!(nobody.stdout.contains("cannot be reached"), "{nobody:?}");
+    let refusing = check_command(&sandbox, receiver.refusing_url().trim_end_matches('/'));
+    assert_eq!(refusing.code, Some(1), "{refusing:?}");
+    assert!(refusing.stdout.contains("cannot be reached"), "{refusing:?}");
     let without = sandbox.command(&["check"]);
     assert!(!without.stdout.contains("egress proxy"), "{without:?}");
 }

@@ -67,10 +67,10 @@ fn a_receivers_answer_is_shown_wherever_people_look_without_secrets() {
     assert_eq!(logged(&sandbox, &event, 2), [expected.clone(), expected]);
     let why = || unwrapped(&succeed(&sandbox, &["why", &event.id]));
     assert!(why().contains(&format!("answer {line} (attempt 2) {body}")), "{}", why());
-    let told = json(&succeed(&sandbox, &["why", &event.id, "--json"]));
-    let case = &told["webhooks"][0];
-    assert_eq!(case["entries"][0]["answer"]["status_line"], line, "{told}");
-    assert_eq!(case["entries"][1]["answer"]["body"], body, "{told}");
+    let report = json(&succeed(&sandbox, &["why", &event.id, "--json"]));
+    let case = &report["webhooks"][0];
+    assert_eq!(case["entries"][0]["answer"]["status_line"], line, "{report}");
+    assert_eq!(case["entries"][1]["answer"]["body"], body, "{report}");
 
     let tail = sandbox.launch(&["tail"]).spawn();
     let shown =
@@ -93,7 +93,7 @@ fn a_receivers_answer_is_shown_wherever_people_look_without_secrets() {
     let table: String = table[0].get(0);
     sandbox.database.execute("DELETE FROM delivery_attempts", &[]);
     assert!(why().contains(&format!("answer {line} {body}")), "{}", why());
-    let all = [table, why(), told.to_string(), letter.to_string(), notifier.stderr().join("\n")];
+    let all = [table, why(), report.to_string(), letter.to_string(), notifier.stderr().join("\n")];
     for text in all {
         assert!(!text.contains("s3cret") && !text.contains("k3y-k3y"), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");

@@ -93,7 +93,7 @@ fn a_crash_of_the_broker_is_survived_and_no_waiting_retry_lost() {
     check_broker_restart(End::Kill);
 }
 
-/// PostgreSQL stops, events arrive whose webhooks nobody knows, and PostgreSQL starts again.
+/// PostgreSQL stops, events arrive whose webhooks the notifier does not have yet, and PostgreSQL starts again.
 #[track_caller]
 fn check_postgres_restart(end: End) {
     let faults = FaultServers::take();
@@ -116,7 +116,7 @@ fn check_postgres_restart(end: End) {
     });
     let meanwhile = received() - before;
     // The first event found PostgreSQL gone, as did those that the lane's other consumers got meanwhile;
-    // they were handed back. Then the lane asks PostgreSQL before it consumes anything.
+    // they were handed back. Then the lane queries PostgreSQL before it consumes anything.
     assert!(meanwhile <= events.len() as f64, "a hot loop: {meanwhile} receptions");
     // The notifier holds none of them.
     wait_until(SOON, "all wait", || sandbox.broker.ready(sandbox.queue()) == Some(5));
@@ -201,7 +201,7 @@ fn a_memory_alarm_of_the_broker_is_reported_and_loses_no_failed_delivery() {
     let alarm = MemoryAlarm::raised(&faults);
     drop(alarmed);
     notifier.wait_metric("webhook_broker_accepting", &[], 0.0);
-    wait_until(SOON, "the status page says so", || {
+    wait_until(SOON, "the status page shows it", || {
         let status = notifier.get("/status.json").body;
         status.contains("RabbitMQ takes no messages")
             || status.contains("RabbitMQ has confirmed no")

@@ -335,7 +335,7 @@ fn the_domain_has_no_io_no_clock_and_no_randomness() {
         for word in forbidden {
             assert!(!words.contains(word), "{path} names {word}");
         }
-        assert!(!source.code.contains("::now()"), "{path} asks for the time");
+        assert!(!source.code.contains("::now()"), "{path} reads the clock");
         let of_std = used_of(&source.code, "std");
         for module in forbidden_of_std {
             assert!(!of_std.contains(module), "{path} uses std::{module}");

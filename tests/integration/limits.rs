@@ -11,7 +11,7 @@ use crate::harness::{
 };
 
 /// The address space of a thread's stack. A limit on the address space then limits the threads, without
-/// special permissions and without counting other processes' threads: what is left when no more threads
+/// special permissions and without counting other processes' threads: what still works when no more threads
 /// can be started is enough for everything else.
 const STACK: u64 = 64 << 20;
 

@@ -138,14 +138,14 @@ pub(crate) fn publish_raw_to(sandbox: &Sandbox, queue: &str, event: Event) {
 }
 
 /// Publishes an event as changed by `forge`, in a way that no Rust library would send, but others do.
-/// `forge` sees all bytes that haven't been sent yet, and says whether they can be sent.
+/// `forge` sees all bytes that haven't been sent yet, and returns whether they can be sent.
 fn publish_forged(
     sandbox: &Sandbox,
     queue: &str,
     event: Event,
     forge: impl Fn(&mut [u8]) -> bool + Send + 'static,
 ) {
-    let url = url::Url::parse(&sandbox.servers.amqp_url).expect("an URL");
+    let url = url::Url::parse(&sandbox.servers.amqp_url).expect("a URL");
     let upstream = (url.host_str().expect("a host"), url.port().expect("a port"));
     let server = TcpStream::connect(upstream).expect("the broker accepts");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");

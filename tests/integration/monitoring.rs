@@ -32,7 +32,7 @@ const ITS_OWN: [(&str, &[&str]); 2] = [("up", &[]), ("ALERTS", &["alertname", "a
 #[track_caller]
 fn promtool(arguments: &[&str], file: PathBuf) {
     let output = Command::new("promtool").args(arguments).arg(&file).output();
-    let output = output.expect("promtool is installed: run `make test`, it sees to that");
+    let output = output.expect("promtool is installed: `make test` installs it");
     let said =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     assert!(output.status.success(), "{}: {}", file.display(), said.concat());
@@ -51,7 +51,7 @@ fn the_rules_are_valid_and_each_of_their_cases_holds() {
 /// The series that an expression may use.
 struct Known {
     metrics: Exposition,
-    /// By name; only the rules know the labels of these.
+    /// By name; only the rules define the labels of these.
     recorded: BTreeSet<String>,
 }
 
@@ -165,7 +165,7 @@ fn rules_dashboard_and_documents_use_metrics_as_they_are_exported() {
 
     let panels = dashboard::expressions();
     known.assert_sound(&panels);
-    // The depths of wait queues, which not every notifier tells.
+    // The depths of wait queues, which not every notifier reports.
     let has_waits = notifier.get("/metrics").body.contains("\"webhooks.wait.");
     for (place, expression) in &panels {
         if has_waits || !expression.contains("queue=~\"webhooks[.]wait") {

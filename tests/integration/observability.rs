@@ -185,7 +185,7 @@ fn the_age_of_the_oldest_waiting_delivery_is_reported_while_it_waits() {
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 2);
     // First parked for a second, which is over; then for an hour, with the same age.
-    wait_until(SOON, "only the second wait goes on", || age(queue) == 0.0 && age(&retry) >= 1.0);
+    wait_until(SOON, "only the second still waits", || age(queue) == 0.0 && age(&retry) >= 1.0);
     let before = age(&retry);
     wait_until(SOON, "it grows older", || age(&retry) > before);
 }

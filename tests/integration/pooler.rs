@@ -59,7 +59,7 @@ fn check_changes(settings: &str) {
             .execute("UPDATE webhooks SET post_url = $1 WHERE id = $2", &[&url, &webhook]);
         let event = Event::new("order.paid");
         sandbox.publish(&event);
-        wait_until(SOON, "it goes to the new URL", || !receiver.of(&path, &event).is_empty());
+        wait_until(SOON, "the new URL receives it", || !receiver.of(&path, &event).is_empty());
     }
     assert_eq!(notifier.metric("webhook_directory_lookups_total", &[("answer", "memory")]), 0.0);
     wait_until(SOON, "ready: it is slower, and nothing is wrong", || notifier.is_ready());
@@ -130,10 +130,10 @@ fn own_options_that_the_pooler_refuses_are_an_error_with_the_remedy() {
     for arguments in [&["check"][..], &["run"]] {
         let launch = sandbox.launch(arguments).env("METRICS_ADDR", "127.0.0.1:0");
         let finished = launch.env("DATABASE_URL", &url).spawn().finish(SOON);
-        let said = [finished.stdout, finished.stderr].concat();
-        assert_eq!(finished.code, Some(1), "{said}");
+        let output = [finished.stdout, finished.stderr].concat();
+        assert_eq!(finished.code, Some(1), "{output}");
         for part in ["ignore_startup_parameters = options", "ALTER ROLE"] {
-            assert!(said.contains(part), "no {part:?} in {said}");
+            assert!(output.contains(part), "no {part:?} in {output}");
         }
     }
 }

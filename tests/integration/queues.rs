@@ -89,20 +89,22 @@ fn ids(messages: &[Message]) -> Vec<String> {
 fn a_classic_queue_becomes_a_quorum_queue_and_back_with_all_its_messages() {
     const COUNT: usize = 1_050;
     let sandbox = Sandbox::new();
-    let user = url::Url::parse(&sandbox.servers.amqp_url).expect("an URL").username().to_owned();
+    let user = url::Url::parse(&sandbox.servers.amqp_url).expect("a URL").username().to_owned();
     let events: Vec<_> = (0..COUNT)
         .map(|number| Event::raw(format!("{{\"n\":{number}}}")).properties(peculiar(number, &user)))
         .collect();
     sandbox.broker.publish(sandbox.queue(), &events);
 
     let dry = sandbox.command(&["queues", "move", sandbox.queue(), "--dry-run"]);
-    let says = format!("{} is a classic queue; messages: {COUNT}, consumers: 0", sandbox.queue());
-    assert_eq!((dry.code, dry.stdout), (Some(0), says));
+    let summary =
+        format!("{} is a classic queue; messages: {COUNT}, consumers: 0", sandbox.queue());
+    assert_eq!((dry.code, dry.stdout), (Some(0), summary));
     for kind in ["quorum", "classic", "quorum"] {
         let moved = sandbox.command(&["queues", "move", sandbox.queue(), "--to", kind]);
         assert_eq!(moved.code, Some(0), "{moved:?}");
-        let says = format!("{} is a {kind} queue now, with its messages: {COUNT}", sandbox.queue());
-        assert!(moved.stdout.ends_with(&says), "{moved:?}");
+        let summary =
+            format!("{} is a {kind} queue now, with its messages: {COUNT}", sandbox.queue());
+        assert!(moved.stdout.ends_with(&summary), "{moved:?}");
         assert!(is_of_type(&sandbox, sandbox.queue(), kind));
         assert_eq!(sandbox.broker.ready(&aside(&sandbox)), None);
     }
@@ -165,7 +167,7 @@ fn a_move_that_is_killed_again_and_again_loses_nothing_and_keeps_the_order() {
         is_of_type(&sandbox, sandbox.queue(), "quorum")
             && sandbox.broker.ready(sandbox.queue()) > Some(0)
     };
-    kill_when("some have come back", &comes_back);
+    kill_when("some are back", &comes_back);
 
     wait_until(SOON, "the last one's consumer is gone", || {
         sandbox.broker.consumers(&aside).is_none_or(|count| count == 0)
@@ -203,10 +205,10 @@ fn a_move_that_is_killed_again_and_again_loses_nothing_and_keeps_the_order() {
 fn a_queue_that_is_used_or_that_would_lose_something_is_left_alone() {
     let sandbox = Sandbox::with_queues(2);
     let [consumed, prioritized] = [&sandbox.queues[0], &sandbox.queues[1]];
-    let refused = |queue: &str, code: i32, says: &str| {
+    let refused = |queue: &str, code: i32, reason: &str| {
         let finished = sandbox.command(&["queues", "move", queue]);
         assert_eq!(finished.code, Some(code), "{queue}: {finished:?}");
-        assert!(finished.stderr.contains(says), "no {says:?}: {finished:?}");
+        assert!(finished.stderr.contains(reason), "no {reason:?}: {finished:?}");
     };
     let notifier = sandbox.notifier().start();
     refused(consumed, 1, "stop the notifiers");

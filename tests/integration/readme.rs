@@ -88,7 +88,7 @@ fn help(command: &[&str]) -> String {
     finished.stdout
 }
 
-/// The variables of `run --help`, with the defaults that it says.
+/// The variables of `run --help`, with the defaults in its text.
 fn variables() -> BTreeMap<String, String> {
     let help = help(&["run"]);
     let words = unwrapped(&help);
@@ -135,7 +135,7 @@ fn the_template_of_the_environment_file_has_every_variable_with_its_default() {
 fn commands_of(help: &str) -> Vec<String> {
     let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1);
     let listed = listed.take_while(|line| !line.is_empty());
-    // What goes on from the line before is further to the right.
+    // A line that continues the one before is further to the right.
     let names = listed.filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
     names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }

@@ -36,25 +36,25 @@ fn refused(notifier: &Notifier, queue: &str) -> f64 {
 fn assert_told(notifier: &mut Notifier, queue: &str) {
     let line = notifier.wait_stderr(SOON, "queue takes no messages");
     assert!(line.contains("WARN") && line.contains(&format!("queue={queue}: ")), "{line}");
-    wait_until(SOON, "the metrics say so", || {
+    wait_until(SOON, "the metrics show it", || {
         refused(notifier, queue) >= 1.0
             && notifier.metric("webhook_refusals_total", &[("queue", queue)]) >= 1.0
     });
-    wait_until(SOON, "the status page says so", || {
+    wait_until(SOON, "the status page shows it", || {
         let status = notifier.get("/status.json").body;
         status.contains(r#""state":"trouble""#)
             && status.contains(&format!("{queue} has taken no messages for "))
     });
 }
 
-/// Checks that it is over, and that the log says so once.
+/// Checks that it is over, and that this is logged once.
 #[track_caller]
 fn assert_over(notifier: &mut Notifier, queue: &str) {
     let line = notifier.wait_stderr(SOON, "queue refuses no messages any more");
     assert!(line.contains(queue), "{line}");
-    wait_until(SOON, "the metrics say so", || refused(notifier, queue) == 0.0);
-    let told = |line: &&String| line.contains("queue takes no messages") && line.contains(queue);
-    assert_eq!(notifier.stderr().iter().filter(told).count(), 1);
+    wait_until(SOON, "the metrics show it", || refused(notifier, queue) == 0.0);
+    let warning = |line: &&String| line.contains("queue takes no messages") && line.contains(queue);
+    assert_eq!(notifier.stderr().iter().filter(warning).count(), 1);
 }
 
 fn events(kind: &str, count: usize) -> Vec<Event> {
@@ -117,7 +117,7 @@ fn events_settled_behind_a_refused_message_are_acked_without_it() {
     // What wasn't acked is redelivered: only the malformed ones.
     let consumers = || sandbox.broker.consumers(sandbox.queue());
     wait_until(SOON, "it is gone", || consumers() == Some(0));
-    holds_for(Duration::from_secs(1), "only these come back", || {
+    holds_for(Duration::from_secs(1), "only these are redelivered", || {
         sandbox.broker.ready(sandbox.queue()) <= Some(2)
     });
     drop(policy);
@@ -229,11 +229,11 @@ fn while_wait_queues_refuse_nothing_is_repeated_and_failed_deliveries_wait() {
     }
     receiver.wait_at("/healthy", both.len() + healthy.len());
     let is_told = |delay: &str| {
-        let told = format!("queue takes no messages queue=webhooks.wait.{delay}:");
-        notifier.stderr().iter().any(|line| line.contains("WARN") && line.contains(&told))
+        let warning = format!("queue takes no messages queue=webhooks.wait.{delay}:");
+        notifier.stderr().iter().any(|line| line.contains("WARN") && line.contains(&warning))
     };
     // RabbitMQ takes messages beyond the limit if they arrive together.
-    wait_until(LATER, "both are told", || {
+    wait_until(LATER, "both are logged", || {
         let more = events("failing", 2);
         sandbox.broker.publish(sandbox.queue(), &more);
         failing.extend(more);
@@ -280,7 +280,7 @@ fn a_refusing_queue_that_is_deleted_and_created_again_takes_messages() {
     drop(policy);
     let line = notifier.wait_stderr(SOON, "queue refuses no messages any more");
     assert!(line.contains(&dead_queue), "{line}");
-    wait_until(SOON, "the metrics say so", || refused(&notifier, &dead_queue) == 0.0);
+    wait_until(SOON, "the metrics show it", || refused(&notifier, &dead_queue) == 0.0);
     sandbox.wait_drained();
     notifier.terminate();
 }
@@ -320,7 +320,7 @@ fn the_parts_of_a_split_event_wait_for_a_refusing_retry_queue_and_arrive_once_ea
     drop(policy);
     let events = [vec![event], more].concat();
     let all = paths.len() * events.len();
-    wait_until(LATER, "all have come", || receiver.requests().len() > all);
+    wait_until(LATER, "all have arrived", || receiver.requests().len() > all);
     assert_over(&mut notifier, &sandbox.retry_queue());
     sandbox.wait_drained();
     notifier.terminate();

@@ -71,10 +71,10 @@ fn a_failing_receiver_is_retried_on_schedule_and_its_neighbour_is_asked_once() {
 
     for (attempt, due) in attempts.iter().zip([0, 1, 3, 7, 15, 31]) {
         let due = Duration::from_secs(due);
-        let came = attempt.at - attempts[0].at;
+        let at = attempt.at - attempts[0].at;
         assert!(
-            came.abs_diff(due) <= tolerance(due),
-            "attempt {} came at {came:?}, not at {due:?}",
+            at.abs_diff(due) <= tolerance(due),
+            "attempt {} was made at {at:?}, not at {due:?}",
             attempt.attempt
         );
     }
@@ -214,5 +214,5 @@ fn a_retry_does_not_wait_behind_a_long_queue_of_events() {
 
     receiver.wait_at("/failing", 2);
     let still_waiting = sandbox.broker.ready(sandbox.queue()).expect("the queue");
-    assert!(still_waiting > 0, "the retry came only after the backlog");
+    assert!(still_waiting > 0, "the retry was only after the backlog");
 }

@@ -1,5 +1,5 @@
 //! Whatever a row of the table contains: at worst it costs that webhook its deliveries, is named, and
-//! affects nobody else.
+//! affects no other.
 
 use serde_json::Value;
 use uuid::Uuid;
@@ -136,10 +136,13 @@ fn whatever_a_row_contains_affects_only_its_own_deliveries_and_is_named() {
         assert!(line.contains(state), "{set}: {line}");
         match found {
             Usable => assert_eq!((problem, warnings.as_str()), (&Value::Null, ""), "{set}"),
-            Unusable(says) => {
-                assert!(problem.as_str().is_some_and(|it| it.contains(says)), "{set}: {problem}");
+            Unusable(expected) => {
+                assert!(
+                    problem.as_str().is_some_and(|it| it.contains(expected)),
+                    "{set}: {problem}"
+                );
             }
-            Warning(says) => assert!(warnings.contains(says), "{set}: {warnings}"),
+            Warning(expected) => assert!(warnings.contains(expected), "{set}: {warnings}"),
         }
         assert!(shown.contains(words), "{set}: {shown}");
         assert!(shown.len() < 40_000, "{set}: {}", shown.len());
@@ -147,9 +150,9 @@ fn whatever_a_row_contains_affects_only_its_own_deliveries_and_is_named() {
     let checked = sandbox.command(&["check"]);
     assert_eq!(checked.code, Some(1), "{checked:?}");
     let line = checked.stdout.lines().find(|line| line.contains(" webhooks ")).expect("a line");
-    let says =
+    let expected =
         format!("{} enabled of {}, {unusable} of them get nothing: ", ids.len() + 1, ids.len() + 1);
-    assert!(line.starts_with("FAIL") && line.contains(&says), "{line}");
+    assert!(line.starts_with("FAIL") && line.contains(&expected), "{line}");
     // What the dead letters say, and what happened to an event.
     let why = sandbox.command(&["why", &events[0].id]);
     assert_eq!(why.code, Some(0), "{why:?}");
@@ -276,7 +279,7 @@ fn doubtful_patterns_are_refused_or_draw_a_warning() {
         let finished = add(refused);
         assert_eq!(finished.code, Some(1), "{refused:?}: {finished:?}");
     }
-    for (doubtful, says) in [
+    for (doubtful, expected) in [
         ("user.#", "`#` is no wildcard"),
         ("a,b", "commas"),
         ("user.created ", "the spaces around it are part of it"),
@@ -284,7 +287,7 @@ fn doubtful_patterns_are_refused_or_draw_a_warning() {
     ] {
         let finished = add(doubtful);
         assert_eq!(finished.code, Some(0), "{doubtful:?}: {finished:?}");
-        assert!(finished.stderr.contains(says), "{doubtful:?}: {finished:?}");
+        assert!(finished.stderr.contains(expected), "{doubtful:?}: {finished:?}");
     }
     let fine = add("user.*");
     assert!(!fine.stderr.contains("warning: \""), "{fine:?}");

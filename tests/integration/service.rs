@@ -1,5 +1,5 @@
-//! The installation as a service: its files, what systemd says about the units, and what the notifier
-//! tells a supervisor.
+//! The installation as a service: its files, how systemd judges the units, and what the notifier
+//! reports to a supervisor.
 
 use std::{
     fs,
@@ -91,10 +91,10 @@ fn an_installation_is_these_files_and_keeps_an_edited_environment_file() {
     assert_eq!(installation.files().len(), manual.len() + others.len());
     assert_eq!(fs::read_to_string(&env_file).expect("it is there"), edited);
     // The settings that the file lacks.
-    let said = again.stderr.lines().find(|line| line.contains("stays as it is"));
-    let said = said.unwrap_or_else(|| panic!("{again:?}"));
-    assert!(said.contains("DATABASE_URL") && !said.contains("AMQP_URL"), "{said}");
-    assert!(!said.contains("QUEUES"), "{said}");
+    let line = again.stderr.lines().find(|line| line.contains("stays as it is"));
+    let line = line.unwrap_or_else(|| panic!("{again:?}"));
+    assert!(line.contains("DATABASE_URL") && !line.contains("AMQP_URL"), "{line}");
+    assert!(!line.contains("QUEUES"), "{line}");
 
     let gone = installation.make(&["uninstall"]);
     succeed(&gone);
@@ -121,7 +121,7 @@ fn if_no_service_can_run_the_targets_say_what_to_do() {
     let finished = Installation::empty().make(&["status"]);
     let remedies = ["sudo make install", "run --env-file"];
     assert!(
-        finished.code == Some(0) || remedies.iter().any(|say| finished.stderr.contains(say)),
+        finished.code == Some(0) || remedies.iter().any(|remedy| finished.stderr.contains(remedy)),
         "{finished:?}"
     );
 }
@@ -138,18 +138,19 @@ fn systemd_finds_nothing_wrong_with_the_units_and_little_exposed() {
     let analyze = |arguments: &[&str]| {
         let output = Command::new("systemd-analyze").arg(&root).args(arguments).output();
         let output = output.expect("scripts/test.sh installs systemd-analyze");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let problems = String::from_utf8_lossy(&output.stderr).into_owned();
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-        (output.status.success(), said, printed)
+        (output.status.success(), problems, printed)
     };
     for unit in ["webhook-notifier.service", "webhook-notifier@.service"] {
         // Any warning about this unit counts; the others concern the system's units.
-        let (success, said, _) = analyze(&["verify", "--man=no", "--recursive-errors=no", unit]);
-        assert!(success, "{unit}: {said}");
+        let (success, problems, _) =
+            analyze(&["verify", "--man=no", "--recursive-errors=no", unit]);
+        assert!(success, "{unit}: {problems}");
         let threshold = format!("--threshold={MOST_EXPOSURE}");
-        let (success, said, printed) =
+        let (success, problems, printed) =
             analyze(&["security", "--offline=true", "--no-pager", &threshold, unit]);
-        assert!(success, "{unit}: {said}{printed}");
+        assert!(success, "{unit}: {problems}{printed}");
     }
 }
 
@@ -168,7 +169,7 @@ fn install(sandbox: &Sandbox, variables: &[(&str, &str)]) -> Installation {
     installation
 }
 
-/// SIGTERM, as `systemctl stop` sends it. Returns what it tells its supervisor from then on.
+/// SIGTERM, as `systemctl stop` sends it. Returns what it reports to its supervisor from then on.
 #[track_caller]
 fn stop(mut service: Service) -> Vec<String> {
     service.notifier.signal(Signal::TERM);
@@ -356,7 +357,7 @@ fn a_command_uses_the_services_settings_whatever_the_password() {
     let password = "p$a%s`s # \"w'o\\rd;";
     let login = Login::new(&sandbox, password);
     let encoded = utf8_percent_encode(password, SPECIAL);
-    let url = Url::parse(sandbox.database.url()).expect("an URL");
+    let url = Url::parse(sandbox.database.url()).expect("a URL");
     let (_, server) = url.as_str().split_once('@').expect("a login");
     let url = format!("postgres://{}:{encoded}@{server}", login.name);
     assert!(url.contains("p$a%25s") && url.contains("%20%23"), "{url}");
@@ -379,8 +380,8 @@ fn a_command_uses_the_services_settings_whatever_the_password() {
     let finished = check(&["--database-url", "postgres://nobody@127.0.0.1:1/none"]);
     assert_eq!(finished.code, Some(1), "a flag counts more: {finished:?}");
     let made = installation.make(&["check", &format!("ENV_FILE={named}")]);
-    let asked = made.stdout.lines().find(|line| line.contains("database "));
-    assert!(asked.is_some_and(|line| line.starts_with("ok")), "{made:?}");
+    let database = made.stdout.lines().find(|line| line.contains("database "));
+    assert!(database.is_some_and(|line| line.starts_with("ok")), "{made:?}");
 
     fs::remove_file(&file).expect("it is ours");
     let finished = check(&[]);

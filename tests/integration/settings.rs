@@ -53,7 +53,7 @@ fn a_webhooks_own_headers_come_with_each_request_and_changes_take_effect() {
             // A change takes effect within a tenth of a second, not immediately.
             let event = Event::new("order.paid");
             sandbox.publish(&event);
-            let request = wait_for(SOON, "it comes", || receiver.of("/", &event).pop());
+            let request = wait_for(SOON, "it arrives", || receiver.of("/", &event).pop());
             // In addition to those of every request.
             assert_eq!(request.header("content-type"), "application/json");
             assert!(!request.header("webhook-signature").is_empty());
@@ -61,7 +61,7 @@ fn a_webhooks_own_headers_come_with_each_request_and_changes_take_effect() {
             has == (authorization, team)
         });
     };
-    expect("both come", MARK, "a b");
+    expect("both arrive", MARK, "a b");
     set(&sandbox, id, &["--header", "x-team: b"]);
     expect("those that are given replace all", "", "b");
     set(&sandbox, id, &["--unset", "header"]);
@@ -179,7 +179,7 @@ fn a_raised_rate_takes_effect_and_a_delivery_that_waits_too_long_expires() {
     sandbox.broker.publish(sandbox.queue(), &events);
     wait_until(SOON, "the second one waits", || held(&notifier, "rate") >= 1.0);
     set(&sandbox, webhook, &["--rate", "1000"]);
-    wait_until(SOON, "it comes, a quarter of an hour before its turn", || {
+    wait_until(SOON, "it arrives, a quarter of an hour before its turn", || {
         !receiver.of("/", &events[1]).is_empty()
     });
     notifier.terminate();
@@ -203,7 +203,7 @@ fn a_raised_rate_takes_effect_and_a_delivery_that_waits_too_long_expires() {
     notifier.terminate();
 }
 
-/// What somebody may write by SQL, and the message about it.
+/// What an operator may write by SQL, and the message about it.
 const UNUSABLE: [(&str, &str, &str); 17] = [
     ("headers", "'[]'", "JSON object"),
     ("headers", "'\"s3cret-T0ken\"'", "JSON object"),
@@ -240,7 +240,7 @@ fn an_invalid_setting_affects_only_its_own_deliveries_and_says_what_to_do() {
     let unusable: Vec<_> = UNUSABLE.into_iter().chain([others]).collect();
     let mut ids = Vec::new();
     for ((column, value, _), kind) in unusable.iter().zip(&kinds) {
-        let id = sandbox.webhook(&receiver.url("/mended"), &[kind]);
+        let id = sandbox.webhook(&receiver.url("/repaired"), &[kind]);
         let update = format!("UPDATE webhooks SET {column} = {value} WHERE id = '{id}'");
         sandbox.database.run_script(&update);
         ids.push(id.to_string());
@@ -254,16 +254,16 @@ fn an_invalid_setting_affects_only_its_own_deliveries_and_says_what_to_do() {
     notifier.wait_metric("webhook_dead_letters_total", &rejected, kinds.len() as f64);
     let listed = json_of(&sandbox, &["webhooks", "list"]);
     let listed = listed.as_array().expect("a list");
-    for ((column, _, says), id) in unusable.iter().zip(&ids) {
+    for ((column, _, expected), id) in unusable.iter().zip(&ids) {
         let line = notifier.wait_stderr(SOON, &format!("webhook={id} "));
         let start = format!("unusable {column}: ");
-        for part in [start.as_str(), says, &format!("webhooks set {id}"), "--unset "] {
+        for part in [start.as_str(), expected, &format!("webhooks set {id}"), "--unset "] {
             assert!(line.contains(part), "no {part:?} in {line}");
         }
         let shown =
             listed.iter().find(|webhook| webhook["id"] == id.as_str()).expect("it is listed");
         let problem = shown["unusable"].as_str().expect("a problem");
-        assert!(problem.contains(&start) && problem.contains(says), "{problem}");
+        assert!(problem.contains(&start) && problem.contains(expected), "{problem}");
     }
     let letters = succeed(&sandbox, &["dead-letters", "show", "--limit", "99"]);
     let listed = succeed(&sandbox, &["webhooks", "list"]);
@@ -271,7 +271,7 @@ fn an_invalid_setting_affects_only_its_own_deliveries_and_says_what_to_do() {
     for text in [letters, listed, notifier.stderr().join("\n")] {
         assert!(!text.contains("s3cret"), "{text}");
     }
-    assert!(receiver.at("/mended").is_empty());
+    assert!(receiver.at("/repaired").is_empty());
 
     let unset = ["--unset", "header", "--unset", "timeout", "--unset", "rate"];
     succeed(
@@ -285,7 +285,7 @@ fn an_invalid_setting_affects_only_its_own_deliveries_and_says_what_to_do() {
     wait_until(SOON, "all that was dead arrives", || {
         // A change takes effect within a tenth of a second, not immediately.
         succeed(&sandbox, &["dead-letters", "replay"]);
-        receiver.at("/mended").len() >= kinds.len()
+        receiver.at("/repaired").len() >= kinds.len()
     });
     notifier.terminate();
 }
@@ -364,7 +364,7 @@ fn settings_are_set_shown_and_unset_by_commands() {
         assert_eq!(last[name], Value::Null, "{name}: {last}");
     }
 
-    for (arguments, says) in [
+    for (arguments, expected) in [
         (&["--header", "s3cret"][..], "Name: value"),
         (&["--header", "Host: s3cret"], "a webhook can't set"),
         (&["--header", "a: s3cret", "--header", "A: s3cret"], "a is listed twice"),
@@ -379,12 +379,12 @@ fn settings_are_set_shown_and_unset_by_commands() {
     ] {
         let finished = sandbox.command(&[&["webhooks", "set", id], arguments].concat());
         assert_eq!(finished.code, Some(2), "{arguments:?}: {finished:?}");
-        assert!(finished.stderr.contains(says), "{arguments:?}: {finished:?}");
+        assert!(finished.stderr.contains(expected), "{arguments:?}: {finished:?}");
         assert!(!finished.stderr.contains("s3cret"), "{finished:?}");
     }
     assert_eq!(json_of(&sandbox, &["webhooks", "show", id]), last, "nothing of it was done");
-    let nobody = Uuid::new_v4().to_string();
-    let finished = sandbox.command(&["webhooks", "set", &nobody, "--rate", "1"]);
+    let unknown = Uuid::new_v4().to_string();
+    let finished = sandbox.command(&["webhooks", "set", &unknown, "--rate", "1"]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
 }
 
@@ -401,9 +401,9 @@ fn without_the_columns_all_commands_say_to_migrate() {
     for arguments in [&["check"][..], &["webhooks", "list"], &["run"]] {
         let launch = sandbox.launch(arguments).env("METRICS_ADDR", "127.0.0.1:0");
         let finished: Finished = launch.spawn().finish(SOON);
-        let said = [finished.stdout, finished.stderr].concat();
-        assert_eq!(finished.code, Some(1), "{arguments:?}: {said}");
-        assert!(said.contains("run `webhook-notifier migrate`"), "{arguments:?}: {said}");
+        let output = [finished.stdout, finished.stderr].concat();
+        assert_eq!(finished.code, Some(1), "{arguments:?}: {output}");
+        assert!(output.contains("run `webhook-notifier migrate`"), "{arguments:?}: {output}");
     }
     succeed(&sandbox, &["migrate"]);
     succeed(&sandbox, &["check"]);

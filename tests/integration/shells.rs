@@ -148,8 +148,8 @@ fn there_are_colours_on_a_terminal_and_nowhere_else() {
         }
         let arguments: Vec<_> = arguments.split(' ').collect();
         let piped = sandbox.launch(&arguments).env("TERM", "xterm").spawn().finish(SOON);
-        let said = format!("{}{}", piped.stdout, piped.stderr);
-        assert!(!said.contains('\u{1b}') && !said.is_empty(), "{arguments:?}: {said:?}");
+        let output = format!("{}{}", piped.stdout, piped.stderr);
+        assert!(!output.contains('\u{1b}') && !output.is_empty(), "{arguments:?}: {output:?}");
     }
 }
 
@@ -165,12 +165,12 @@ fn a_misspelt_setting_in_an_env_file_is_reported_with_the_one_that_is_meant() {
     assert_eq!(finished.code, Some(0), "{finished:?}");
     let warnings: Vec<_> = finished.stderr.lines().collect();
     assert_eq!(warnings.len(), 2, "{finished:?}");
-    for (warning, says) in warnings.iter().zip([
+    for (warning, expected) in warnings.iter().zip([
         "\"GREETING\" is not a setting, and is ignored",
         "\"PREFETCH_CUONT\" is not a setting: did you mean PREFETCH_COUNT?",
     ]) {
         assert!(warning.starts_with("webhook-notifier: warning: --env-file"), "{warning}");
-        assert!(warning.ends_with(says) && !warning.contains("s3cret"), "{warning}");
+        assert!(warning.ends_with(expected) && !warning.contains("s3cret"), "{warning}");
     }
     let mut notifier =
         sandbox.launch(&["run", "--env-file", named, "--metrics-addr", "127.0.0.1:0"]);

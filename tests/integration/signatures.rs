@@ -1,4 +1,4 @@
-//! Requests are signed, secrets can be replaced without a gap, and a receiver can say that it is gone.
+//! Requests are signed, secrets can be replaced without a gap, and a receiver can report that it is gone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -56,7 +56,7 @@ fn signatures(request: &Request) -> usize {
 fn next(sandbox: &Sandbox, receiver: &Receiver) -> Request {
     let event = Event::new("order.paid").body("{\"text\": \"é \\u00e9\", \"n\" :1e2}");
     sandbox.publish(&event);
-    wait_for(SOON, "the event comes", || receiver.of("/", &event).pop())
+    wait_for(SOON, "the event arrives", || receiver.of("/", &event).pop())
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn an_invalid_secret_is_reported_and_costs_no_event() {
     receiver.wait_at("/other", 1);
 
     let secret = rotate(&sandbox, webhook, &["--keep", "0s"]);
-    wait_until(SOON, "it comes, signed", || {
+    wait_until(SOON, "it arrives, signed", || {
         let replayed = sandbox.command(&["dead-letters", "replay"]);
         assert_eq!(replayed.code, Some(0), "{replayed:?}");
         !receiver.at("/").is_empty()
@@ -220,8 +220,8 @@ fn listen_tells_a_good_signature_from_a_bad_one() {
 
 /// The reason why the webhook was disabled.
 fn disabled(sandbox: &Sandbox) -> Option<String> {
-    let asked = "SELECT disabled_reason FROM webhooks WHERE disabled_at IS NOT NULL";
-    sandbox.database.query(asked, &[]).first().map(|row| row.get(0))
+    let sql = "SELECT disabled_reason FROM webhooks WHERE disabled_at IS NOT NULL";
+    sandbox.database.query(sql, &[]).first().map(|row| row.get(0))
 }
 
 #[test]
@@ -268,7 +268,7 @@ fn deliveries_that_wait_for_a_webhook_that_is_gone_are_dropped() {
     sandbox.broker.publish(sandbox.queue(), &events);
     receiver.wait_at("/", 3);
     gone.store(true, Ordering::SeqCst);
-    // One of them gets the answer, or several if they come together; the rest is dropped without a
+    // One of them gets the answer, or several if they are sent together; the rest is dropped without a
     // request.
     wait_until(SOON, "none is left", || {
         let dropped =

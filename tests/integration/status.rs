@@ -15,7 +15,7 @@ use crate::{
     observability::eventful,
 };
 
-/// What /status.json says about a lane, and the metric that must agree.
+/// What /status.json reports about a lane, and the metric that must agree.
 const LANE_NUMBERS: [(&str, &str); 5] = [
     ("ready", "webhook_queue_messages"),
     ("in_flight", "webhook_requests_in_flight"),
@@ -107,7 +107,7 @@ fn assert_page_has_the_numbers(sandbox: &Sandbox, dom: &str, metrics: &Expositio
 fn page_and_json_show_the_numbers_of_the_metrics() {
     let sandbox = Sandbox::new();
     let notifier = eventful(&sandbox);
-    // Quantiles cover what came between two samples. Nothing changes after that.
+    // Quantiles are of the events between two samples. Nothing changes after that.
     wait_until(SOON, "the lags have been sampled, and the queues seen empty", || {
         let lanes = list(&status(&notifier), "lanes").to_vec();
         lanes[..2].iter().all(|lane| !lane["lag_p99"].is_null() && lane["ready"] == 0)
@@ -133,7 +133,7 @@ fn page_and_json_show_the_numbers_of_the_metrics() {
 fn wait_queues_are_listed_by_their_delay() {
     let sandbox = Sandbox::new();
     let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "1s,2s,1s").start();
-    wait_until(SOON, "RabbitMQ has told how many wait", || {
+    wait_until(SOON, "RabbitMQ has reported how many wait", || {
         !status(&notifier)["depths_age_seconds"].is_null()
     });
     let status = status(&notifier);
@@ -173,7 +173,7 @@ fn it_says_plainly_which_server_is_away_and_when_all_is_well_again() {
     // Both at once: each is polled every few seconds.
     broker.refuse();
     database.refuse();
-    wait_until(LATER, "it says that both are away, and what follows", || {
+    wait_until(LATER, "it reports that both are away, and what follows", || {
         let status = status(&notifier);
         let wrong = what_is_wrong(&status);
         let begins = |at: usize, text: &str| wrong.get(at).is_some_and(|one| one.starts_with(text));
@@ -218,10 +218,10 @@ fn ailing_receivers_are_listed_with_reason_and_next_attempt_until_they_are_well(
     assert_eq!(other["webhook"], failing.to_string());
     assert_eq!((&other["reason"], &other["next_in_seconds"]), (&"status_5xx".into(), &Value::Null));
     assert_eq!((&other["status"], &open["status"]), (&500.into(), &Value::Null));
-    let said = status(&notifier);
+    let output = status(&notifier);
     // And how many messages wait for it, once they are counted.
     assert_eq!(
-        what_is_wrong(&said)[..2],
+        what_is_wrong(&output)[..2],
         ["1 receiver is down: its deliveries wait.", "1 receiver fails or is slow."]
     );
 
@@ -296,7 +296,7 @@ fn the_page_needs_nothing_from_elsewhere_and_lets_nothing_in() {
     let length = format!("content-length: {}", page.body.len());
     assert!(head.head.contains(&length), "{}", head.head);
     assert_eq!(notifier.ask("POST", "/").status, 405);
-    // Without scripts it says where to look.
+    // Without scripts it names the other sources.
     let (_, rest) = page.body.split_once("<noscript>").expect("there is something");
     assert!(rest.split("</noscript>").next().is_some_and(|text| text.contains("readyz")));
 }

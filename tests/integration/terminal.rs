@@ -98,7 +98,7 @@ fn a_crafted_entry_of_the_log_is_shown_in_its_own_lines() {
 fn listen_prints_a_strangers_request_in_a_line_with_its_body_below() {
     let sandbox = Sandbox::new();
     let listener = sandbox.launch(&["listen", "--addr", "127.0.0.1:0"]).spawn();
-    let address = wait_for(SOON, "listen says its address", || {
+    let address = wait_for(SOON, "listen prints its address", || {
         let text = listener.stdout().join(" ");
         Some(text.split_once("http://")?.1.split_once('/')?.0.to_owned())
     });

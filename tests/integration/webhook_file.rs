@@ -115,12 +115,12 @@ fn a_file_adds_changes_and_removes_webhooks_and_the_second_time_nothing() {
     assert!(planned.ends_with("2 to add, 0 unchanged; nothing was changed"), "{planned}");
     assert!(rows(&sandbox).is_empty());
 
-    let said = file.apply(&sandbox, &[]);
-    assert!(said.contains("\n2 added, 0 unchanged\n"), "{said}");
-    assert!(said.contains("1 new webhook was given a secret, which is not shown"), "{said}");
-    assert!(!said.contains(MARK) && !said.contains("whsec_"), "{said}");
+    let output = file.apply(&sandbox, &[]);
+    assert!(output.contains("\n2 added, 0 unchanged\n"), "{output}");
+    assert!(output.contains("1 new webhook was given a secret, which is not shown"), "{output}");
+    assert!(!output.contains(MARK) && !output.contains("whsec_"), "{output}");
     for part in ["+ ", "https://example.org/all?***", "authorization: ***", "user.* order.paid"] {
-        assert!(said.contains(part), "no {part} in {said}");
+        assert!(output.contains(part), "no {part} in {output}");
     }
     let all = row(&sandbox, &format!("https://example.org/all?token={MARK}"));
     let expected = literal!({
@@ -144,8 +144,8 @@ fn a_file_adds_changes_and_removes_webhooks_and_the_second_time_nothing() {
     assert_eq!(listed[1]["post_url"], "https://example.org/off");
 
     let before = rows(&sandbox);
-    let said = file.apply(&sandbox, &["--prune"]);
-    assert_eq!(said, "nothing to change: 2 webhooks are as the file says");
+    let output = file.apply(&sandbox, &["--prune"]);
+    assert_eq!(output, "nothing to change: 2 webhooks are as the file says");
     assert_eq!(rows(&sandbox), before);
 
     // A setting that is missing is unset, and the others are unchanged.
@@ -157,31 +157,32 @@ fn a_file_adds_changes_and_removes_webhooks_and_the_second_time_nothing() {
          timeout_ms = 1000\n\
          disabled = false\n",
     );
-    let said = file.apply(&sandbox, &[]);
+    let output = file.apply(&sandbox, &[]);
     for part in
         ["~ ", "events           * -> order.paid", "timeout_ms       none -> 1000", "1 changed"]
     {
-        assert!(said.contains(part), "no {part:?} in {said}");
+        assert!(output.contains(part), "no {part:?} in {output}");
     }
-    assert!(said.contains("disabled         yes: moved -> none"), "{said}");
+    assert!(output.contains("disabled         yes: moved -> none"), "{output}");
     assert!(
-        said.contains("1 webhook of the table is not in the file, and stays (--prune removes it)"),
-        "{said}"
+        output
+            .contains("1 webhook of the table is not in the file, and stays (--prune removes it)"),
+        "{output}"
     );
     let now = row(&sandbox, "https://example.org/off");
     assert_eq!((&now["id"], &now["secret"]), (&off["id"], &off["secret"]));
     assert_eq!((&now["disabled_at"], &now["disabled_reason"]), (&Value::Null, &Value::Null));
     assert_eq!(rows(&sandbox)[0], before[0]);
-    let said = file.apply(&sandbox, &["--prune"]);
-    assert!(said.starts_with("- ") && said.contains("1 removed, 1 unchanged"), "{said}");
-    assert!(!said.contains(MARK), "{said}");
+    let output = file.apply(&sandbox, &["--prune"]);
+    assert!(output.starts_with("- ") && output.contains("1 removed, 1 unchanged"), "{output}");
+    assert!(!output.contains(MARK), "{output}");
     assert_eq!(rows(&sandbox).len(), 1);
-    let said = json(&file.apply(&sandbox, &["--prune", "--json"]));
+    let output = json(&file.apply(&sandbox, &["--prune", "--json"]));
     let expected = literal!({
         "dry_run": false, "added": [], "changed": [], "removed": [], "unchanged": 1, "not_in_file": 0,
         "warnings": [],
     });
-    assert_eq!(said, expected);
+    assert_eq!(output, expected);
 }
 
 #[test]
@@ -211,8 +212,8 @@ fn all_errors_of_a_file_are_reported_with_their_lines_and_nothing_is_changed() {
          [webhook]\n\
          post_url = \"https://example.org/\"\n"
     ));
-    let said = file.refused(&sandbox, &["--prune"]);
-    let lines: Vec<_> = said.lines().collect();
+    let output = file.refused(&sandbox, &["--prune"]);
+    let lines: Vec<_> = output.lines().collect();
     for (line, parts) in [
         (6, &["\"url\": there is no such key: is it `post_url`?"][..]),
         (5, &["post_url: missing"]),
@@ -231,29 +232,29 @@ fn all_errors_of_a_file_are_reported_with_their_lines_and_nothing_is_changed() {
         let start = format!("webhooks.toml:{line}: ");
         let is_told =
             |told: &&&str| told.contains(&start) && parts.iter().all(|part| told.contains(part));
-        assert!(lines.iter().any(|told| is_told(&told)), "no {start} {parts:?} in {said}");
+        assert!(lines.iter().any(|told| is_told(&told)), "no {start} {parts:?} in {output}");
     }
-    assert_eq!(lines.len(), 14, "{said}");
-    assert!(!said.contains(MARK), "{said}");
+    assert_eq!(lines.len(), 14, "{output}");
+    assert!(!output.contains(MARK), "{output}");
 
-    for (text, says) in [
+    for (text, reason) in [
         ("[[webhooks]]\npost_url = \"https://s3cret-T0ken\nevents = [\n", "webhooks.toml:2: "),
         ("{\"webhooks\": [\n  {\"secret\": \"s3cret-T0ken\",}]}", "webhooks.toml:2: "),
         ("", "no `webhooks` in it"),
         ("[\"x\"]", "webhooks.toml:1: "),
     ] {
         file.write("webhooks.toml", text);
-        let said = file.refused(&sandbox, &[]);
-        assert!(said.contains(says) && !said.contains(MARK), "{said}");
+        let output = file.refused(&sandbox, &[]);
+        assert!(output.contains(reason) && !output.contains(MARK), "{output}");
     }
     // An empty list is most likely a mistake, and not meant to remove all webhooks.
     file.write("webhooks.toml", "webhooks = []\n");
-    let said = file.refused(&sandbox, &["--prune"]);
-    assert!(said.contains("--prune would remove all 1"), "{said}");
+    let output = file.refused(&sandbox, &["--prune"]);
+    assert!(output.contains("--prune would remove all 1"), "{output}");
     assert!(file.apply(&sandbox, &[]).contains("1 webhook of the table is not in the file"));
-    for (name, says) in [("/nowhere/x.toml", "cannot read"), ("/", "cannot read")] {
+    for (name, reason) in [("/nowhere/x.toml", "cannot read"), ("/", "cannot read")] {
         let finished = sandbox.command(&["webhooks", "apply", name]);
-        assert!(finished.code != Some(0) && finished.stderr.contains(says), "{finished:?}");
+        assert!(finished.code != Some(0) && finished.stderr.contains(reason), "{finished:?}");
     }
 }
 
@@ -266,8 +267,8 @@ fn a_secret_comes_from_the_file_or_stays_and_its_change_leaves_no_gap() {
         |secret: &str| format!("[[webhooks]]\npost_url = \"{url}\"\nevents = [\"*\"]\n{secret}\n");
     let file = Declared::new(&entry("secret_from = \"secret.txt\""));
     file.write("secret.txt", &format!("{SECRET}\n"));
-    let said = file.apply(&sandbox, &[]);
-    assert!(!said.contains("was given a secret"), "{said}");
+    let output = file.apply(&sandbox, &[]);
+    assert!(!output.contains("was given a secret"), "{output}");
     assert_eq!(row(&sandbox, &url)["secret"], SECRET);
     let before = rows(&sandbox);
     for secret in ["", "secret = \"***\"", &format!("secret = \"{SECRET}\"")] {
@@ -276,9 +277,9 @@ fn a_secret_comes_from_the_file_or_stays_and_its_change_leaves_no_gap() {
     }
     assert_eq!(rows(&sandbox), before);
     file.write("webhooks.toml", &entry(&format!("secret = \"{OTHER_SECRET}\"")));
-    let said = file.apply(&sandbox, &[]);
-    assert!(said.contains("secret           *** -> *** (another)"), "{said}");
-    assert!(!said.contains("whsec_"), "{said}");
+    let output = file.apply(&sandbox, &[]);
+    assert!(output.contains("secret           *** -> *** (another)"), "{output}");
+    assert!(!output.contains("whsec_"), "{output}");
     let _notifier = sandbox.notifier().start();
     let event = Event::new("order.paid");
     sandbox.publish(&event);
@@ -299,20 +300,20 @@ fn applying_a_file_says_how_many_waiting_deliveries_are_dropped() {
     let file = Declared::new(&format!(
         "[[webhooks]]\nid = \"{off}\"\npost_url = \"http://127.0.0.1:9/off\"\nevents = [\"*\"]\ndisabled = true\n"
     ));
-    let said = file.apply(&sandbox, &["--prune", "--dry-run"]);
+    let output = file.apply(&sandbox, &["--prune", "--dry-run"]);
     for part in [
         "2 deliveries wait in its backlogs, and would be dropped",
         "3 deliveries wait in its backlogs, and would be dropped",
         "all together: 5 deliveries wait in their backlogs, and would be dropped",
         "1 to change, 2 to remove, 0 unchanged; nothing was changed",
     ] {
-        assert!(said.contains(part), "no {part} in {said}");
+        assert!(output.contains(part), "no {part} in {output}");
     }
-    let said = json(&file.apply(&sandbox, &["--prune", "--json"]));
-    assert_eq!(said["changed"][0]["backlogs"][0]["waiting"], 2, "{said}");
-    let removed = said["removed"].as_array().expect("a list");
+    let output = json(&file.apply(&sandbox, &["--prune", "--json"]));
+    assert_eq!(output["changed"][0]["backlogs"][0]["waiting"], 2, "{output}");
+    let removed = output["removed"].as_array().expect("a list");
     let of = |id: Uuid| removed.iter().find(|it| it["id"] == id.to_string()).expect("it is told");
-    assert_eq!(of(gone)["backlogs"][0]["waiting"], 3, "{said}");
+    assert_eq!(of(gone)["backlogs"][0]["waiting"], 3, "{output}");
     assert_eq!(rows(&sandbox).len(), 1);
 }
 
@@ -351,20 +352,20 @@ fn ten_thousand_webhooks_are_applied_and_then_there_is_nothing_to_change() {
     let file = Declared::new(&(0..count).map(entry).collect::<String>());
     let timed = |options: &[&str]| {
         let began = Instant::now();
-        let said = file.apply(&sandbox, options);
-        (began.elapsed(), said)
+        let output = file.apply(&sandbox, options);
+        (began.elapsed(), output)
     };
     // Hosts are looked up for three seconds at most, even if none of them resolves.
-    let (first, said) = timed(&[]);
-    assert!(said.contains("10,000 added, 0 unchanged"), "{}", &said[said.len() - 300..]);
+    let (first, output) = timed(&[]);
+    assert!(output.contains("10,000 added, 0 unchanged"), "{}", &output[output.len() - 300..]);
     assert!(first < Duration::from_secs(60), "{first:?}");
     let before = rows(&sandbox);
-    let (again, said) = timed(&["--prune"]);
-    assert_eq!(said, "nothing to change: 10,000 webhooks are as the file says");
+    let (again, output) = timed(&["--prune"]);
+    assert_eq!(output, "nothing to change: 10,000 webhooks are as the file says");
     assert!(again < Duration::from_secs(60), "{again:?}");
     assert_eq!(rows(&sandbox), before);
     let text = fs::read_to_string(file.path("webhooks.toml")).expect("text");
     file.write("webhooks.toml", &text.replace("\"user.*\"", "\"user.created\""));
-    let (_, said) = timed(&["--json"]);
-    assert_eq!(json(&said)["changed"].as_array().map(Vec::len), Some(count));
+    let (_, output) = timed(&["--json"]);
+    assert_eq!(json(&output)["changed"].as_array().map(Vec::len), Some(count));
 }

@@ -1,4 +1,4 @@
-//! `why`: what an operator is told about one event, for each possible outcome.
+//! `why`: what an operator learns about one event, for each possible outcome.
 
 use serde_json::Value;
 use uuid::Uuid;
@@ -90,9 +90,9 @@ fn a_delivered_event_has_its_history_and_needs_nothing() {
         // What is over has no next attempt.
         assert!(!text.contains("1970"), "{text}");
     }
-    // All that came from PostgreSQL alone.
-    let nobody = Receiver::new().refusing_url().replace("http:", "amqp:");
-    let alone = sandbox.launch(&["why", &event]).env("AMQP_URL", nobody);
+    // All of that is from PostgreSQL alone.
+    let refusing = Receiver::new().refusing_url().replace("http:", "amqp:");
+    let alone = sandbox.launch(&["why", &event]).env("AMQP_URL", refusing);
     let alone = alone.spawn().finish(SOON);
     assert_eq!((alone.code, alone.stderr.as_str()), (Some(0), ""), "{alone:?}");
 }
@@ -175,7 +175,7 @@ fn a_dead_event_is_looked_for_in_the_dead_letter_queue() {
         (answer["webhooks"][1]["state"] == "delivered").then_some(answer)
     });
 
-    // Those that need attention come first.
+    // Those that need attention are first.
     let case = &answer["webhooks"][0];
     assert_eq!((&case["state"], &case["reason"]), (&"dead".into(), &"rejected".into()), "{answer}");
     assert_eq!(case["dead_letter"]["event_id"], event.as_str(), "{answer}");
@@ -187,12 +187,12 @@ fn a_dead_event_is_looked_for_in_the_dead_letter_queue() {
     assert!(text.contains(&dead_queue) && !text.contains(&neighbour), "{text}");
     assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(1), "looking takes nothing");
 
-    let nobody = Receiver::new().refusing_url().replace("http:", "amqp:");
-    let blind = sandbox.launch(&["why", &event]).env("AMQP_URL", nobody).spawn().finish(SOON);
+    let refusing = Receiver::new().refusing_url().replace("http:", "amqp:");
+    let blind = sandbox.launch(&["why", &event]).env("AMQP_URL", refusing).spawn().finish(SOON);
     assert_eq!(blind.code, Some(0), "{blind:?}");
     expect_parts(&blind.stdout, &["whether it still lies in", "is not known", &replay]);
 
-    // Without the log, the dead letter tells.
+    // Without the log, it is in the dead letter.
     sandbox.database.execute("DELETE FROM delivery_attempts", &[]);
     expect_parts(&why(&sandbox, 0, &[&event]), &[&dead_queue, &replay]);
     sandbox.database.execute(
@@ -212,8 +212,8 @@ fn a_dead_event_is_looked_for_in_the_dead_letter_queue() {
 fn each_reason_of_death_says_what_to_do_before_a_replay() {
     let sandbox = Sandbox::new();
     let id = sandbox.webhook("https://example.org/", &["order.paid"]).to_string();
-    // The log alone tells.
-    let nobody = Receiver::new().refusing_url().replace("http:", "amqp:");
+    // Only the log has it.
+    let refusing = Receiver::new().refusing_url().replace("http:", "amqp:");
     for (reason, to_do) in [
         ("exhausted", "once the receiver is well: `webhook-notifier dead-letters replay"),
         ("rejected", "fix what the error says, then"),
@@ -229,9 +229,10 @@ fn each_reason_of_death_says_what_to_do_before_a_replay() {
              VALUES (now(), 'e-{reason}', 'order.paid', '{id}', 'q', 'failed', 1, 'x', '{reason}')"
         ));
         let event = format!("e-{reason}");
-        let told = sandbox.launch(&["why", &event]).env("AMQP_URL", &nobody).spawn().finish(SOON);
-        assert_eq!(told.code, Some(0), "{told:?}");
-        expect_parts(&told.stdout, &["dead since", reason, to_do]);
+        let output =
+            sandbox.launch(&["why", &event]).env("AMQP_URL", &refusing).spawn().finish(SOON);
+        assert_eq!(output.code, Some(0), "{output:?}");
+        expect_parts(&output.stdout, &["dead since", reason, to_do]);
     }
 }
 
@@ -251,8 +252,8 @@ fn an_unmatched_event_says_who_nearly_wanted_it() {
     assert_eq!(answer["near"].as_array().map(Vec::len), Some(1), "{answer}");
     let text = why(&sandbox, 0, &[&event]);
     expect_parts(&text, &["no webhook wanted it", "webhooks add", "nearly: `Order.*`"]);
-    let stranger = Uuid::new_v4().to_string();
-    expect_parts(&why(&sandbox, 0, &[&event, "--webhook", &stranger]), &["no webhook has this id"]);
+    let unknown = Uuid::new_v4().to_string();
+    expect_parts(&why(&sandbox, 0, &[&event, "--webhook", &unknown]), &["no webhook has this id"]);
 
     let later = sandbox.webhook(&receiver.url("/"), &["order.paid"]).to_string();
     expect_parts(&why(&sandbox, 0, &[&event]), &[&later, "publish it again"]);
@@ -264,8 +265,8 @@ fn an_unknown_event_says_what_that_can_mean_and_fails() {
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/"), &["order.*"]).to_string();
     let _notifier = notifier(&sandbox);
-    let asked = ["no-such-event", "--delivery-log", "all"];
-    let text = why(&sandbox, 1, &asked);
+    let arguments = ["no-such-event", "--delivery-log", "all"];
+    let text = why(&sandbox, 1, &arguments);
     let meanings = [
         "and it is in no dead-letter queue",
         "DELIVERY_LOG=all",
@@ -275,9 +276,9 @@ fn an_unknown_event_says_what_that_can_mean_and_fails() {
     ];
     expect_parts(&text, &meanings);
     assert!(!text.contains("first attempt"), "that would be in the log: {text}");
-    let text = why(&sandbox, 1, &[&asked[..], &["--type", "order.paid"]].concat());
+    let text = why(&sandbox, 1, &[&arguments[..], &["--type", "order.paid"]].concat());
     expect_parts(&text, &[&webhook, "wants it by `order.*`", "nothing is logged for it"]);
-    let answer = read(&sandbox.command(&[&["why", "--json"], &asked[..]].concat()));
+    let answer = read(&sandbox.command(&[&["why", "--json"], &arguments[..]].concat()));
     assert_eq!(
         (&answer["known"], answer["may_be"].as_array().map(Vec::len)),
         (&false.into(), Some(3))
@@ -296,7 +297,7 @@ fn if_only_failures_are_logged_a_delivered_event_is_no_failure() {
     let event = publish(&sandbox, "order.paid");
     receiver.wait_at("/", 1);
     let text = why(&sandbox, 0, &[&event]);
-    let told = [
+    let output = [
         "nothing went wrong with it, as far as is known",
         "DELIVERY_LOG=failures",
         "the log can't tell which",
@@ -306,15 +307,15 @@ fn if_only_failures_are_logged_a_delivered_event_is_no_failure() {
         "its id is another one",
         "DELIVERY_LOG_KEEP",
     ];
-    expect_parts(&text, &told);
+    expect_parts(&text, &output);
     let text = why(&sandbox, 0, &[&event, "--type", "order.paid"]);
     expect_parts(&text, &[&webhook, "wants it by `order.*`", "nothing is logged for it"]);
     let answer = read(&sandbox.command(&["why", &event, "--json"]));
     assert_eq!((&answer["known"], &answer["no_failure"]), (&false.into(), &true.into()));
     assert_eq!(answer["may_be"].as_array().map(Vec::len), Some(5), "{answer}");
     // It isn't known whether it is dead.
-    let nobody = receiver.refusing_url().replace("http:", "amqp:");
-    let blind = sandbox.launch(&["why", &event]).env("AMQP_URL", nobody).spawn().finish(SOON);
+    let refusing = receiver.refusing_url().replace("http:", "amqp:");
+    let blind = sandbox.launch(&["why", &event]).env("AMQP_URL", refusing).spawn().finish(SOON);
     assert_eq!(blind.code, Some(1), "{blind:?}");
 }
 

@@ -108,7 +108,7 @@ fn a_delivery_whose_webhook_has_changed_is_not_sent_while_postgresql_is_away() {
     wait_until(LATER, "it is parked", || {
         scene.notifier.metric("webhook_deliveries_held_total", &held) == 1.0
     });
-    // Nor once PostgreSQL is back, before it has been asked.
+    // Nor once PostgreSQL is back, before the first query.
     scene.database.thaw();
     scene.sandbox.publish(&Event::new("slow"));
     scene.receiver.wait_at_within(LATER, "/slow", 2);

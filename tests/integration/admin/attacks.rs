@@ -131,9 +131,9 @@ impl UnderAttack {
             assert_eq!(of_port, OF_PORT);
         }
         assert!(self.notifier.is_running());
-        let said = self.notifier.stderr();
+        let output = self.notifier.stderr();
         let unwell = |line: &&String| line.contains("interrupted") || line.contains("panicked");
-        assert_eq!(said.iter().find(unwell), None, "{said:#?}");
+        assert_eq!(output.iter().find(unwell), None, "{output:#?}");
     }
 }
 
@@ -309,7 +309,7 @@ fn idle_connections_are_closed_when_open_files_run_out() {
     assert!(scrape < SCRAPE_LIMIT, "a scrape took {scrape:?}");
     let closed = crowd.iter().filter(|client| is_disconnected(client)).count();
     assert!(closed >= 40, "only {closed} were closed");
-    let said = target.notifier.stderr();
-    assert!(!said.iter().any(|line| line.contains("metrics port interrupted")), "{said:#?}");
+    let output = target.notifier.stderr();
+    assert!(!output.iter().any(|line| line.contains("metrics port interrupted")), "{output:#?}");
     target.notifier.terminate();
 }

@@ -50,7 +50,7 @@ fn copies_with_each_look(sandbox: &Sandbox) {
         *looks.entry(message.number("x-delivery-count").unwrap_or(0)).or_default() += 1;
     }
     assert_eq!(left.len(), COUNT);
-    assert!(looks.keys().all(|looks| *looks <= 13), "some come near the limit: {looks:?}");
+    assert!(looks.keys().all(|looks| *looks <= 13), "some are near the limit: {looks:?}");
     // Of those that any one read has copied.
     let most = looks.values().max().copied().unwrap_or(0);
     assert!(most <= COUNT / 4, "one look has copied {most}: {looks:?}");
@@ -113,7 +113,7 @@ fn a_malformed_dead_letter_is_shown_with_its_queue_and_what_is_wrong_with_it() {
         crate::harness::wait_until(SOON, "it is dead", || sandbox.broker.ready(&dead) == Some(1));
     }
     notifier.terminate();
-    // As RabbitMQ leaves it there, or somebody by hand.
+    // As RabbitMQ leaves it there, or an operator by hand.
     sandbox.broker.publish(&format!("{first}.dead"), &[Event::raw("not JSON").id("by-hand")]);
 
     let list = dead_letters(&sandbox, &["list"]);

@@ -97,7 +97,7 @@ impl Stage {
     #[track_caller]
     fn expect_only_good(&self, notifier: &mut Notifier) {
         assert_eq!(self.receiver.requests().len(), 0, "a malformed delivery was sent");
-        // Only what the others' headers say is wrong.
+        // Only the headers of the others are wrong.
         self.publish(self.parked());
         assert_eq!(self.receiver.wait_at("/", 1)[0].id(), "crafted");
         assert!(notifier.is_running());
@@ -165,7 +165,7 @@ fn integers_of_any_size_are_accepted_and_foreign_headers_are_ignored() {
         expected += 1;
     }
     for value in [foreign(), vec![text(&"x".repeat(40_000))]].concat() {
-        for name in ["x-stranger", "", "x-origin-queue", "x-death", "x-delivery-count"] {
+        for name in ["x-unknown", "", "x-origin-queue", "x-death", "x-delivery-count"] {
             stage.publish(stage.with(name, value.clone()));
             expected += 1;
         }
@@ -256,7 +256,7 @@ fn a_huge_header_table_is_cut_and_costs_no_connection() {
         let texts = (0..1_000).map(|n| (format!("{n:05}"), text("abc")));
         [entries.collect::<FieldTable>(), texts.collect()]
     };
-    let one = FieldTable::from([(String::from("x-stranger"), huge())]);
+    let one = FieldTable::from([(String::from("x-unknown"), huge())]);
     let [flags, texts] = many();
     for headers in [one.clone(), flags.clone(), texts.clone()] {
         stage.publish(headers);
@@ -354,7 +354,7 @@ fn the_last_attempt_of_a_schedule_is_the_last_whatever_the_headers_say() {
         let dead = stage.sandbox.take_dead();
         assert_eq!(dead.text("x-dead-reason"), "exhausted", "{dead:?}");
         assert_eq!(dead.number("x-attempt"), Some(attempts + 1), "{dead:?}");
-        // Its origin is what we know, not what its headers say.
+        // Its origin is the queue that it was read from, not the one in its headers.
         assert_eq!(dead.text("x-origin-queue"), stage.sandbox.queue(), "{dead:?}");
     }
     assert_eq!(receiver.requests().len(), 4, "one attempt each");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::Told;
+use super::NoticeQueue;
 use crate::{
     commands::{json, succeed},
     harness::{Event, Launch, Receiver, Reply, SOON, Sandbox, holds_for, wait_until},
@@ -38,7 +38,7 @@ fn a_webhook_that_fails_for_long_is_disabled_and_one_that_succeeds_or_gets_nothi
     let sql = "UPDATE webhooks SET no_retry_status = '422' WHERE id = $1";
     sandbox.database.execute(sql, &[&once]);
     let mut notifier = launch(&sandbox, "4s").start();
-    let told = Told::bound(&sandbox, "webhook.*");
+    let bound = NoticeQueue::bound(&sandbox, "webhook.*");
     for kind in ["once", "dead"] {
         sandbox.publish(&Event::new(kind));
         sandbox.publish(&Event::new(kind));
@@ -52,7 +52,7 @@ fn a_webhook_that_fails_for_long_is_disabled_and_one_that_succeeds_or_gets_nothi
         assert!(line.contains(part), "no {part} in {line}");
     }
     assert!(!is_disabled(&sandbox, flaky) && !is_disabled(&sandbox, once));
-    let notice = &told.wait_for(dead, &["webhook.disabled"])[0];
+    let notice = &bound.wait_for(dead, &["webhook.disabled"])[0];
     assert_eq!(notice["data"]["cause"], "failing", "{notice}");
     let shown = succeed(&sandbox, &["webhooks", "show", &dead.to_string()]);
     assert!(shown.contains("no success for 4s (DISABLE_AFTER)"), "{shown}");
@@ -65,7 +65,7 @@ fn a_webhook_that_fails_for_long_is_disabled_and_one_that_succeeds_or_gets_nothi
 
     // Once enabled, it has the whole time again.
     succeed(&sandbox, &["webhooks", "enable", &dead.to_string()]);
-    told.wait_for(dead, &["webhook.disabled", "webhook.enabled"]);
+    bound.wait_for(dead, &["webhook.disabled", "webhook.enabled"]);
     sandbox.publish(&Event::new("dead"));
     holds_for(Duration::from_secs(2), "it fails anew", || !is_disabled(&sandbox, dead));
     notifier.terminate();

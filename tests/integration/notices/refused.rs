@@ -1,10 +1,10 @@
-//! If notices can't be published, deliveries go on, and the log says so.
+//! If notices can't be published, deliveries continue, and it is logged.
 
 use std::time::Duration;
 
 use amiquip::{AmqpValue, FieldTable};
 
-use super::{EXCHANGE, Told, published};
+use super::{EXCHANGE, NoticeQueue, published};
 use crate::harness::{
     Event, FaultServers, LATER, MemoryAlarm, Receiver, Reply, SOON, Sandbox, Vhost, holds_for,
     servers::{End, Server},
@@ -63,10 +63,12 @@ fn without_a_right_to_the_exchange_deliveries_continue_and_notices_are_published
 
     vhost.grant([".*", ".*", ".*"]);
     notifier.wait_stderr(SOON, "notices published again");
-    wait_until(SOON, "the pauses and the dead letter are told", || published(&notifier) == 4.0);
-    let told = Told::bound(&sandbox, "#");
+    wait_until(SOON, "the pauses and the dead letter are published", || {
+        published(&notifier) == 4.0
+    });
+    let bound = NoticeQueue::bound(&sandbox, "#");
     sandbox.database.execute("UPDATE webhooks SET paused_at = NULL", &[]);
-    told.wait_for(refusing, &["webhook.resumed"]);
+    bound.wait_for(refusing, &["webhook.resumed"]);
     notifier.terminate();
 }
 
@@ -79,7 +81,7 @@ fn a_queue_that_refuses_notices_does_not_affect_the_others() {
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
     let mut notifier = sandbox.notifier().start();
-    let told = Told::bound(&sandbox, "#");
+    let bound = NoticeQueue::bound(&sandbox, "#");
     let arguments = FieldTable::from([
         ("x-max-length".to_owned(), AmqpValue::LongInt(0)),
         ("x-overflow".to_owned(), AmqpValue::LongString("reject-publish".to_owned())),
@@ -92,14 +94,14 @@ fn a_queue_that_refuses_notices_does_not_affect_the_others() {
         ("UPDATE webhooks SET paused_at = NULL", &["webhook.paused", "webhook.resumed"]),
     ] {
         sandbox.database.execute(sql, &[]);
-        told.wait_for(webhook, types);
+        bound.wait_for(webhook, types);
     }
     let dropped = [("result", "dropped")];
     notifier.wait_metric("webhook_notices_total", &dropped, 2.0);
     notifier.wait_stderr(SOON, "notices dropped");
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 1);
-    holds_for(Duration::from_secs(1), "none comes again", || told.types_of(webhook).len() == 2);
+    holds_for(Duration::from_secs(1), "none is repeated", || bound.types_of(webhook).len() == 2);
     let lines = notifier.stderr().iter().filter(|it| it.contains("notices dropped")).count();
     assert_eq!(lines, 1, "once a minute at most");
     notifier.terminate();
@@ -118,10 +120,10 @@ fn a_deleted_exchange_is_created_again() {
     });
     sandbox.broker.delete_exchange(EXCHANGE);
     sandbox.database.execute("UPDATE webhooks SET paused_at = now()", &[]);
-    wait_until(SOON, "it is told to nobody", || published(&notifier) == 1.0);
-    let told = Told::bound(&sandbox, "#");
+    wait_until(SOON, "it is published, and no queue gets it", || published(&notifier) == 1.0);
+    let bound = NoticeQueue::bound(&sandbox, "#");
     sandbox.database.execute("UPDATE webhooks SET paused_at = NULL", &[]);
-    told.wait_for(webhook, &["webhook.resumed"]);
+    bound.wait_for(webhook, &["webhook.resumed"]);
     notifier.terminate();
 }
 
@@ -131,7 +133,7 @@ fn changes_while_rabbitmq_takes_nothing_or_is_away_are_published_once_afterwards
     let sandbox = Sandbox::on(faults.servers(), 1);
     let webhook = sandbox.webhook("https://example.com/", &["*"]);
     let mut notifier = sandbox.notifier().start();
-    let told = Told::bound(&sandbox, "#");
+    let bound = NoticeQueue::bound(&sandbox, "#");
     let waiting = || notifier.metric("webhook_notices_waiting", &[]);
     let pause = "UPDATE webhooks SET paused_at = now()";
     let resume = "UPDATE webhooks SET paused_at = NULL";
@@ -144,13 +146,13 @@ fn changes_while_rabbitmq_takes_nothing_or_is_away_are_published_once_afterwards
     wait_until(SOON, "they wait", || waiting() >= 1.0);
     holds_for(Duration::from_secs(8), "it is ready", || notifier.is_ready());
     drop(alarm);
-    told.wait_for(webhook, &["webhook.paused", "webhook.resumed"]);
+    bound.wait_for(webhook, &["webhook.paused", "webhook.resumed"]);
 
     faults.end(Server::Broker, End::Kill);
     sandbox.database.execute(pause, &[]);
     notifier.wait_stderr(LATER, "notices not published");
     faults.start(Server::Broker);
-    wait_until(LATER, "it is told", || published(&notifier) >= 3.0);
+    wait_until(LATER, "it is published", || published(&notifier) >= 3.0);
     sandbox.database.execute(resume, &[]);
     wait_until(LATER, "so is this", || published(&notifier) >= 4.0);
     let dropped = notifier.metric("webhook_notices_total", &[("result", "dropped")]);

@@ -131,7 +131,11 @@ fn of_many_that_take_unpublished_changes_one_takes_each() {
         "INSERT INTO webhooks (post_url, events, paused_at)
              SELECT 'https://example.com/' || n, ARRAY['*'], now() FROM generate_series(1, 200) AS n",
     );
-    assert_eq!(store.count_untold(false).expect("it answers"), 0, "nobody has looked for them");
+    assert_eq!(
+        store.count_untold(false).expect("it answers"),
+        0,
+        "none is counted before the first look"
+    );
     assert_eq!(store.count_untold(true).expect("it answers"), 200);
     let taken: Vec<Uuid> = thread::scope(|scope| {
         let take = || {

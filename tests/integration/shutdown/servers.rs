@@ -8,10 +8,10 @@ use crate::harness::{Event, Proxy, Receiver, Reply, SOON, Sandbox, wait_until};
 #[test]
 fn it_ends_while_it_connects_to_its_broker_at_the_start() {
     let sandbox = Sandbox::new();
-    let nobody = Receiver::new();
+    let refusing = Receiver::new();
     let mut notifier = sandbox
         .notifier()
-        .env("AMQP_URL", nobody.refusing_url().replace("http:", "amqp:"))
+        .env("AMQP_URL", refusing.refusing_url().replace("http:", "amqp:"))
         .env("AMQP_CONNECTION_ATTEMPTS", "100")
         .env("AMQP_RETRY_DELAY", "30s")
         .start_unready();

@@ -57,7 +57,7 @@ fn a_missing_retry_queue_delays_nobody_and_its_deliveries_can_be_replayed() {
     });
     let event = Event::new("order.paid");
     sandbox.publish(&event);
-    wait_until(SOON, "retries of the other queue come", || receiver.of("/", &event).len() == 2);
+    wait_until(SOON, "retries of the other queue arrive", || receiver.of("/", &event).len() == 2);
 
     let orphaned = [("queue", "webhooks.orphaned")];
     notifier_of_staying.wait_metric("webhook_queue_messages", &orphaned, MANY as f64);
@@ -136,7 +136,7 @@ fn a_virtual_host_of_an_older_version_gets_the_new_topology_and_nothing_is_lost(
     let receiver = receiver();
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
     make_older_topology(&sandbox);
-    // They hold up what comes after them.
+    // They delay those behind them.
     sandbox.broker.publish_to("webhooks.wait", "1s.former", &many_parked("former", webhook));
     let waiting = many_parked(sandbox.queue(), webhook);
     sandbox.broker.publish_to("webhooks.wait", &format!("1s.{}", sandbox.queue()), &waiting);
@@ -171,7 +171,7 @@ fn deleted_exchanges_and_bindings_are_reported_and_created_again() {
         notifier.metric("webhook_topology_lost_total", &[("object", object)])
     };
     let expect_retry = |event: &Event| {
-        wait_until(LATER, "its retry comes", || receiver.of("/", event).len() >= 2);
+        wait_until(LATER, "its retry arrives", || receiver.of("/", event).len() >= 2);
     };
 
     sandbox.broker.delete_exchange("webhooks.retry");
@@ -205,7 +205,7 @@ fn deleted_exchanges_and_bindings_are_reported_and_created_again() {
         receiver.of("/", &event).len() >= 2 || orphaned() == Some(1)
     });
     let mut others = Vec::new();
-    wait_until(SOON, "retries come again", || {
+    wait_until(SOON, "retries arrive again", || {
         let other = Event::new("order.paid");
         sandbox.publish(&other);
         others.push(other);

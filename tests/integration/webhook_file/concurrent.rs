@@ -50,19 +50,19 @@ fn a_concurrent_change_is_not_overwritten() {
     held.commit().expect("it answers");
     let finished = process.finish(SOON);
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    let says = format!(
+    let expected = format!(
         "nothing was changed: somebody else has changed {} meanwhile; run it again",
         ids[2]
     );
-    assert!(finished.stderr.contains(&says), "{finished:?}");
+    assert!(finished.stderr.contains(&expected), "{finished:?}");
     let events = "SELECT DISTINCT events::text FROM webhooks";
     let events: Vec<String> =
         sandbox.database.query(events, &[]).iter().map(|row| row.get(0)).collect();
     assert_eq!(events, ["{*}"], "not the others either");
-    let said = file.apply(&sandbox, &[]);
+    let output = file.apply(&sandbox, &[]);
     assert!(
-        said.contains("account          theirs -> none") && said.contains("3 changed"),
-        "{said}"
+        output.contains("account          theirs -> none") && output.contains("3 changed"),
+        "{output}"
     );
 
     // If the table is locked, the command fails and changes nothing.

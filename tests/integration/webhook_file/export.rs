@@ -28,11 +28,11 @@ fn an_export_has_no_secrets_and_changes_nothing_when_it_is_applied() {
         }
         let file = Declared::new(&exported);
         for prune in [&[][..], &["--prune"]] {
-            let said = file.apply(&sandbox, prune);
-            assert_eq!(said, "nothing to change: 3 webhooks are as the file says");
+            let output = file.apply(&sandbox, prune);
+            assert_eq!(output, "nothing to change: 3 webhooks are as the file says");
         }
-        let said = sandbox.launch(&["webhooks", "apply", "-"]).reading(&exported);
-        assert!(said.stdout.starts_with("nothing to change"), "{said:?}");
+        let output = sandbox.launch(&["webhooks", "apply", "-"]).reading(&exported);
+        assert!(output.stdout.starts_with("nothing to change"), "{output:?}");
         assert_eq!(rows(&sandbox), before);
     }
 

@@ -1,4 +1,4 @@
-//! What the commands say about accounts, and how they filter by them.
+//! What the commands print about accounts, and how they filter by them.
 
 use super::*;
 use crate::harness::{EncodedDatabase, Servers, unwrapped};
@@ -19,7 +19,7 @@ fn why_names_the_accounts_of_an_event_and_of_the_webhooks_that_did_not_get_it() 
     let of_a = of(Event::new("user.created"), text("a"));
     let of_none = Event::new("user.created");
     sandbox.broker.publish(sandbox.queue(), &[of_a.clone(), of_none.clone()]);
-    let told = known(&of_a, "dropped at");
+    let output = known(&of_a, "dropped at");
     for part in [
         "account a queue",
         "the webhooks below want this type, but belong to other accounts",
@@ -27,33 +27,33 @@ fn why_names_the_accounts_of_an_event_and_of_the_webhooks_that_did_not_get_it() 
         r#"not for it: it belongs to account "b", the event to account "a""#,
         &format!("`webhooks set {of_b} --account a`"),
     ] {
-        assert!(told.contains(part), "no {part:?} in {told}");
+        assert!(output.contains(part), "no {part:?} in {output}");
     }
-    let told = known(&of_none, "dropped at");
+    let output = known(&of_none, "dropped at");
     for part in [
         r#"wants it by `user.*`, but it belongs to account "b""#,
         r#"not for it: it belongs to account "b", the event to none"#,
         "the AMQP header `account`",
     ] {
-        assert!(told.contains(part), "no {part:?} in {told}");
+        assert!(output.contains(part), "no {part:?} in {output}");
     }
     let of_b_too = of(Event::new("user.created"), text("b"));
     sandbox.publish(&of_b_too);
-    let told = known(&of_b_too, "by attempt 1");
+    let output = known(&of_b_too, "by attempt 1");
     assert!(
-        told.contains("wants it by `user.*` ") && !told.contains("but it belongs to"),
-        "{told}"
+        output.contains("wants it by `user.*` ") && !output.contains("but it belongs to"),
+        "{output}"
     );
 
     // For an event that nobody knows, the operator states the account.
     let unknown = ["no-such-event", "--type", "user.created"];
-    let told = why(&unknown);
+    let output = why(&unknown);
     assert!(
-        !told.contains("but it belongs to") && told.contains("nothing is logged for it"),
-        "{told}"
+        !output.contains("but it belongs to") && output.contains("nothing is logged for it"),
+        "{output}"
     );
-    let told = why(&[&unknown[..], &["--account", "a"]].concat());
-    assert!(told.contains(r#"but it belongs to account "b""#), "{told}");
+    let output = why(&[&unknown[..], &["--account", "a"]].concat());
+    assert!(output.contains(r#"but it belongs to account "b""#), "{output}");
     let answer = sandbox.command(&["why", &of_a.id, "--json"]).stdout;
     let answer = json(&answer);
     assert_eq!(answer["account"], "a");
@@ -66,13 +66,16 @@ fn why_names_the_accounts_of_an_event_and_of_the_webhooks_that_did_not_get_it() 
          SELECT 'https://example.org/', '{user.*}', 'other ' || n FROM generate_series(1, 1100) AS n",
     );
     let own = webhook(&sandbox, &receiver.url("/a"), &["user.*"], Some("a")).to_string();
-    let told = why(&[&of_a.id]);
-    let at = |part: &str| told.find(part).unwrap_or_else(|| panic!("no {part:?} in {told}"));
-    assert!(at(&own) < at("but it belongs to account"), "{told}");
+    let output = why(&[&of_a.id]);
+    let at = |part: &str| output.find(part).unwrap_or_else(|| panic!("no {part:?} in {output}"));
+    assert!(at(&own) < at("but it belongs to account"), "{output}");
     assert!(at("publish it again: those below would want it today") < at(&own));
-    assert!(told.contains("more webhooks of other accounts"), "{told}");
-    let told = why(&[&of_a.id, "--webhook", &of_b]);
-    assert!(told.contains(r#"but it belongs to account "b""#) && !told.contains(&own), "{told}");
+    assert!(output.contains("more webhooks of other accounts"), "{output}");
+    let output = why(&[&of_a.id, "--webhook", &of_b]);
+    assert!(
+        output.contains(r#"but it belongs to account "b""#) && !output.contains(&own),
+        "{output}"
+    );
     notifier.terminate();
 }
 
@@ -93,17 +96,17 @@ fn why_tells_accounts_with_the_same_event_id_apart_and_quotes_their_names() {
             why(&["inv-1", "--webhook", &ids[count - 1]]).contains("by attempt 1")
         });
     }
-    let told = why(&["inv-1"]);
-    assert!(told.contains(r#"events of "b" have this id, too: choose by --account"#), "{told}");
-    assert!(!told.contains("but it belongs to account"), "each has had its own: {told}");
-    let told = why(&["inv-1", "--account", "b"]);
-    assert!(told.contains("account b queue"), "{told}");
-    assert_eq!(told.matches("by attempt 1").count(), 1, "{told}");
+    let output = why(&["inv-1"]);
+    assert!(output.contains(r#"events of "b" have this id, too: choose by --account"#), "{output}");
+    assert!(!output.contains("but it belongs to account"), "each has had its own: {output}");
+    let output = why(&["inv-1", "--account", "b"]);
+    assert!(output.contains("account b queue"), "{output}");
+    assert_eq!(output.matches("by attempt 1").count(), 1, "{output}");
     let part = format!(r#"not for it: it belongs to account "{odd}", the event to account "b""#);
-    assert!(told.contains(&part), "{told}");
-    let told = why(&["inv-1", "--account", odd, "--webhook", &ids[0]]);
+    assert!(output.contains(&part), "{output}");
+    let output = why(&["inv-1", "--account", odd, "--webhook", &ids[0]]);
     let command = format!(r"`webhooks set {} --account='it'\''s Acme; touch x'`", ids[0]);
-    assert!(told.contains(&command), "no {command} in {told}");
+    assert!(output.contains(&command), "no {command} in {output}");
     notifier.terminate();
 }
 
@@ -123,17 +126,18 @@ fn why_says_that_a_waiting_delivery_will_die_if_its_webhook_has_changed_account(
         unwrapped(&sandbox.command(&["why", &event.id, "--webhook", &id]).stdout)
     };
     for (id, state) in [(waiting, "waits for attempt 2"), (paused, "the backlog of its webhook")] {
-        let told =
-            wait_for(SOON, "it is logged", || Some(why(id)).filter(|told| told.contains(state)));
-        assert!(!told.contains("other_account"), "{told}");
+        let output = wait_for(SOON, "it is logged", || {
+            Some(why(id)).filter(|output| output.contains(state))
+        });
+        assert!(!output.contains("other_account"), "{output}");
         set_account(&sandbox, id, Some("b"));
-        let told = why(id);
+        let output = why(id);
         for part in [
             state,
             r#"it will be dead then, other_account: it belongs to account "b", the event to account "a""#,
             &format!("`webhooks set {id} --account a`"),
         ] {
-            assert!(told.contains(part), "no {part:?} in {told}");
+            assert!(output.contains(part), "no {part:?} in {output}");
         }
     }
     notifier.terminate();
@@ -172,8 +176,8 @@ fn a_malformed_dead_letter_belongs_to_the_account_in_its_body_or_to_none() {
     let listed = json(&succeed(&sandbox, &of_a));
     assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
     assert_eq!(listed[0]["event_id"], "unset");
-    let told = unwrapped(&sandbox.command(&["why", "odd"]).stdout);
-    assert!(told.contains("malformed, in") && !told.contains("1a}"), "{told}");
+    let output = unwrapped(&sandbox.command(&["why", "odd"]).stdout);
+    assert!(output.contains("malformed, in") && !output.contains("1a}"), "{output}");
     notifier.terminate();
 }
 
@@ -194,17 +198,17 @@ fn an_account_outside_the_databases_encoding_is_logged_as_receivers_get_it() {
     receiver.wait_at("/own", 1);
     let why = |event: &Event, account: &[&str]| {
         wait_for(SOON, "it is logged", || {
-            let told = command(&[&["why", &event.id], account].concat());
-            Some(unwrapped(&told.stdout)).filter(|told| told.contains("by attempt 1"))
+            let output = command(&[&["why", &event.id], account].concat());
+            Some(unwrapped(&output.stdout)).filter(|output| output.contains("by attempt 1"))
         })
     };
     for account in [&[][..], &["--account", "日本"]] {
-        let told = why(&lacked, account);
-        assert!(told.contains(r#"but it belongs to account "größe""#), "{told}");
+        let output = why(&lacked, account);
+        assert!(output.contains(r#"but it belongs to account "größe""#), "{output}");
     }
     assert!(why(&lacked, &[]).contains("account %E6%97%A5%E6%9C%AC"));
-    let told = why(&held, &[]);
-    assert!(!told.contains("but it belongs to"), "{told}");
+    let output = why(&held, &[]);
+    assert!(!output.contains("but it belongs to"), "{output}");
     let listed = command(&["webhooks", "list", "--account", "日本", "--json"]);
     assert_eq!((listed.code, json(&listed.stdout).as_array().map(Vec::len)), (Some(0), Some(0)));
     notifier.terminate();
@@ -310,7 +314,7 @@ fn migrate_names_the_webhooks_whose_account_column_now_takes_effect() {
         assert!(many.contains(part), "no {part:?} in {many}");
     }
 
-    // Nobody knows what was in a dropped column.
+    // Nothing tells what was in a dropped column.
     sandbox.database.run_script("ALTER TABLE webhooks DROP COLUMN account CASCADE");
     let restored = sandbox.command(&["migrate"]);
     assert!(
