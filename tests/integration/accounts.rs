@@ -161,7 +161,7 @@ fn a_change_of_an_account_by_sql_takes_effect_at_once() {
         set_account(&sandbox, id, account);
         // The directory forgets what it knew when the notification arrives.
         let before = answers(&notifier, "database");
-        wait_until(SOON, "the change is heard of", || {
+        wait_until(SOON, "the notification of the change arrives", || {
             sandbox.publish(&Event::new("probe").id(&format!("probe-{published}")));
             published += 1;
             receiver.wait_at("/all", published);
@@ -211,7 +211,7 @@ fn events_of_accounts_without_a_webhook_are_looked_up_together() {
     receiver.wait_at("/a", 2);
     sandbox.wait_drained();
     // One query by type and one for the account with a webhook; and another if, on a busy machine, the
-    // notifier was unsure for a moment whether it hears of changes.
+    // notifier was unsure for a moment whether it gets notifications of changes.
     let queries = answers(&notifier, "database") - before;
     assert!((2.0..10.0).contains(&queries), "{queries}");
     notifier.terminate();
@@ -276,7 +276,7 @@ fn a_backlog_delivers_nothing_of_another_account_after_its_webhook_has_changed()
     succeed(&sandbox, &["webhooks", "pause", &id.to_string()]);
     let held = [("reason", "paused")];
     let mut of_a = Vec::new();
-    wait_until(SOON, "the pause is heard of", || {
+    wait_until(SOON, "the notification of the pause arrives", || {
         let event = of(Event::new("order.paid"), text("a"));
         sandbox.publish(&event);
         of_a.push(event);
@@ -284,7 +284,7 @@ fn a_backlog_delivers_nothing_of_another_account_after_its_webhook_has_changed()
     });
     set_account(&sandbox, id, Some("b"));
     let mut of_b = Vec::new();
-    wait_until(SOON, "the new account is heard of", || {
+    wait_until(SOON, "the notification of the new account arrives", || {
         let before = notifier.metric("webhook_deliveries_held_total", &held);
         let event = of(Event::new("order.paid"), text("b"));
         sandbox.publish(&event);

@@ -30,7 +30,7 @@ fn is_disconnected(client: &TcpStream) -> bool {
     }
 }
 
-/// The status of the only answer to these bytes, or what came instead. `ends`: the client sends a FIN
+/// The status of the only answer to these bytes, or what happened instead. `ends`: the client sends a FIN
 /// after them.
 fn answer_to(address: SocketAddr, bytes: &[u8], ends: bool) -> String {
     let mut client = client_sending(address, bytes);

@@ -117,7 +117,7 @@ fn a_receiver_gets_what_it_missed_once_and_in_order_within_seconds_of_its_return
     events.extend(publish(&sandbox, 50));
     customer.wait_accepted(SOON, &late);
     let took = returned.elapsed();
-    // A probe comes after at most a quarter of the outage. Then the receiver needs some seconds for the events
+    // A probe is made after at most a quarter of the outage. Then the receiver needs some seconds for the events
     // that it missed.
     assert!(took < outage / 4 + Duration::from_secs(5), "{took:?} after {outage:?}");
     // A failed delivery waits according to the schedule: up to 16 s.
@@ -166,7 +166,7 @@ fn a_burst_for_a_new_receiver_is_not_parked_and_delays_no_neighbour() {
         distant.accepted_of(&events) == 100
     });
     // Usually milliseconds; more only on a busy machine.
-    assert!(slowest < Duration::from_secs(2), "a neighbour's event came after {slowest:?}");
+    assert!(slowest < Duration::from_secs(2), "a neighbour's event arrived after {slowest:?}");
     assert!(neighbours >= 5, "only {neighbours} events of the neighbour meanwhile");
     distant.assert_each_once(&events);
     distant.assert_in_order(&events, CAPACITY);

@@ -47,7 +47,7 @@ fn queried(sandbox: &Sandbox, notifier: &Notifier, types: &[&str]) -> f64 {
     publish(sandbox, notifier, types).1
 }
 
-/// Makes a change, and waits until the notifier has heard of it: notifications arrive in order, and
+/// Makes a change, and waits until the notifier has been notified of it: notifications arrive in order, and
 /// after that of a webhook for the beacon PostgreSQL is queried for the webhooks that want it.
 #[track_caller]
 fn change(sandbox: &Sandbox, notifier: &Notifier, sql: &str, parameters: &[&(dyn ToSql + Sync)]) {

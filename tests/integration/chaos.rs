@@ -1,5 +1,5 @@
-//! While events flow, everything fails, in an order that a seed determines. At the end a ledger says where
-//! each event went.
+//! While events flow, everything fails, in an order that a seed determines. At the end a ledger accounts
+//! for each event.
 //!
 //! `make chaos` runs it for longer, with the release binary; DURATION, RATE and SEED set the details, and
 //! with CLUSTER=yes the faults strike a cluster. `soak` and `drain` are other long tests: of steady load,
@@ -29,7 +29,7 @@ use plan::{Fault, Plan};
 use settings::Settings;
 use stage::{Played, Stage};
 
-/// Printed when no more faults will come. Then the test waits for minutes, until its receivers have
+/// Printed when no more faults will follow. Then the test waits for minutes, until its receivers have
 /// everything: scripts/test.sh continues meanwhile.
 const QUIET: &str = "chaos: all faults have struck";
 

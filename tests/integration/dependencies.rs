@@ -220,7 +220,7 @@ fn all(tokens: &mut Vec<&str>, allows: &dyn Fn(&str) -> bool) -> bool {
 
 /// A licence, perhaps WITH an exception to it, or a group.
 fn one(tokens: &mut Vec<&str>, allows: &dyn Fn(&str) -> bool) -> bool {
-    let first = tokens.pop().expect("an SPDX expression goes on");
+    let first = tokens.pop().expect("an SPDX expression continues");
     if first == "(" {
         let holds = any(tokens, allows);
         assert_eq!(tokens.pop(), Some(")"), "a group of an SPDX expression ends");

@@ -299,7 +299,7 @@ fn check_absence(notifier: &Notifier, sandbox: &Sandbox, receiver: &Receiver, ba
     }
     // One look-up may have been the first to ask, and so have waited as long as a query may take.
     assert!(late <= 1, "{late} of {known} are late");
-    wait_until(SOON, "it is known that it is away", || {
+    wait_until(SOON, "PostgreSQL counts as unreachable", || {
         notifier.metric("webhook_database_up", &[]) == 0.0
     });
     wait_until(SOON, "the directory ages", || {

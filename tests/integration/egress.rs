@@ -14,7 +14,7 @@ use crate::{
 
 const PASSWORD: &str = "s3cret-Pa55word";
 
-/// An address that nobody has (RFC 5737), and that is allowed here.
+/// An address that no host has (RFC 5737), and that is allowed here.
 const FAR: &str = "192.0.2.14";
 const ALLOWED: &str = "192.0.2.0/24";
 
@@ -40,10 +40,10 @@ fn a_receiver_is_reached_through_the_proxy_by_its_address_over_one_connection() 
         receiver.wait_at("/in", count);
     }
 
-    let asked = proxy.asked();
-    assert_eq!(asked.len(), 1, "the tunnel is used again: {asked:?}");
-    assert_eq!((&*asked[0].target, &*asked[0].host), ("192.0.2.14:80", "192.0.2.14:80"));
-    assert_eq!(asked[0].authorization, "Basic dXNlcjpzM2NyZXQtUGE1NXdvcmQ=");
+    let tunnels = proxy.asked();
+    assert_eq!(tunnels.len(), 1, "the tunnel is used again: {tunnels:?}");
+    assert_eq!((&*tunnels[0].target, &*tunnels[0].host), ("192.0.2.14:80", "192.0.2.14:80"));
+    assert_eq!(tunnels[0].authorization, "Basic dXNlcjpzM2NyZXQtUGE1NXdvcmQ=");
     for request in receiver.requests() {
         assert_eq!(request.header("host"), FAR);
         assert_eq!(request.header("proxy-authorization"), "", "that is for the proxy only");
@@ -81,9 +81,9 @@ fn https_is_encrypted_all_the_way_and_its_name_is_the_receivers() {
     sandbox.publish(&Event::new("other"));
     let line = notifier.wait_stderr(SOON, "attempt failed");
     assert!(line.contains("reason=tls") && line.contains("not valid for name"), "{line}");
-    let asked = proxy.asked();
-    assert_eq!(asked.len(), 2, "{asked:?}");
-    for connect in asked {
+    let tunnels = proxy.asked();
+    assert_eq!(tunnels.len(), 2, "{tunnels:?}");
+    for connect in tunnels {
         assert!(connect.target.starts_with("127.0.0.1:"), "by address: {connect:?}");
     }
     assert_eq!(receiver.requests().len(), 1);
@@ -173,7 +173,7 @@ fn a_proxy_that_is_not_there_costs_nobody_an_attempt() {
     assert!(line.contains("cannot be reached") && line.contains("127.0.0.2:"), "{line}");
     wait_until(SOON, "more often than the schedule has attempts", || held(&notifier) >= 4.0);
     assert_eq!(notifier.metric("webhook_dead_letters_total", &[]), 0.0);
-    assert_eq!(receiver.connections(), 0, "nothing goes around the proxy");
+    assert_eq!(receiver.connections(), 0, "nothing bypasses the proxy");
 }
 
 #[test]
@@ -377,7 +377,7 @@ fn the_address_guard_decides_before_the_proxy_is_asked() {
 
     let rejected = [("reason", "rejected")];
     notifier.wait_metric("webhook_dead_letters_total", &rejected, urls.len() as f64);
-    holds_for(Duration::from_millis(300), "nobody is connected to", || {
+    holds_for(Duration::from_millis(300), "no connection is made", || {
         proxy.connections() == 0 && receiver.connections() == 0
     });
 }

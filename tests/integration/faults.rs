@@ -115,7 +115,7 @@ fn check_postgres_restart(end: End) {
         receiver.at("/new").is_empty()
     });
     let meanwhile = received() - before;
-    // The first event found PostgreSQL gone, as did those that the lane's other consumers got meanwhile;
+    // PostgreSQL was unreachable for the first event, as did those that the lane's other consumers got meanwhile;
     // they were handed back. Then the lane queries PostgreSQL before it consumes anything.
     assert!(meanwhile <= events.len() as f64, "a hot loop: {meanwhile} receptions");
     // The notifier holds none of them.

@@ -85,7 +85,7 @@ fn set_gives_a_webhook_another_secret_without_a_gap() {
         wait_until(SOON, "requests are signed by these", || {
             let event = Event::new("order.paid");
             sandbox.publish(&event);
-            let request: Request = wait_for(SOON, "it comes", || receiver.of("/", &event).pop());
+            let request: Request = wait_for(SOON, "it arrives", || receiver.of("/", &event).pop());
             let signatures = request.header("webhook-signature").split_whitespace().count();
             let by = |secret: &&str| verify(secret, &request).is_ok();
             signatures == valid.len() && valid.iter().all(by)

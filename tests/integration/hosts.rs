@@ -76,7 +76,7 @@ fn check_first(sent: &'static [u8], parameters: &str) {
     let notifier = sandbox.notifier().env("DATABASE_URL", &url).start();
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 1);
-    wait_until(SOON, "changes are heard", || {
+    wait_until(SOON, "notifications arrive", || {
         notifier.metric("webhook_directory_age_seconds", &[]) == 0.0
     });
     wait_until(SOON, "it is ready", || notifier.is_ready());
@@ -118,7 +118,7 @@ fn a_host_that_falls_silent_while_running_is_left_for_the_next() {
     wait_until(LATER, "the event whose webhook only PostgreSQL has is delivered", || {
         !receiver.of("/", &unknown).is_empty()
     });
-    wait_until(LATER, "changes are heard", || {
+    wait_until(LATER, "notifications arrive", || {
         notifier.metric("webhook_directory_age_seconds", &[]) == 0.0
     });
     wait_until(SOON, "it is ready", || notifier.is_ready());

@@ -63,7 +63,7 @@ fn check_slow_reader(sends: &'static str) {
     sandbox.webhook(&receiver.url(), &["*"]);
     let notifier = launch(&sandbox).start();
     check_delivered(&sandbox, &notifier);
-    assert_eq!(receiver.seen().len(), 2, "each came once");
+    assert_eq!(receiver.seen().len(), 2, "each arrived once");
     notifier.terminate();
     sandbox.wait_drained();
 }

@@ -233,7 +233,7 @@ fn modules_use_each_other_only_along_the_arrows_of_the_design() {
     assert!(violations.is_empty(), "{violations:#?}");
 }
 
-/// What is allowed and never used tells a reader of ways that there are not.
+/// What is allowed and never used suggests ways to a reader that do not exist.
 #[test]
 fn the_design_has_no_module_arrow_or_owner_that_the_sources_do_not_have() {
     let sources = sources();

@@ -33,9 +33,9 @@ const ITS_OWN: [(&str, &[&str]); 2] = [("up", &[]), ("ALERTS", &["alertname", "a
 fn promtool(arguments: &[&str], file: PathBuf) {
     let output = Command::new("promtool").args(arguments).arg(&file).output();
     let output = output.expect("promtool is installed: `make test` installs it");
-    let said =
+    let printed =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    assert!(output.status.success(), "{}: {}", file.display(), said.concat());
+    assert!(output.status.success(), "{}: {}", file.display(), printed.concat());
 }
 
 #[test]

@@ -116,7 +116,7 @@ fn behind_a_session_pooler_changes_are_notified() {
     let notifier = behind.start();
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 1);
-    wait_until(SOON, "changes are heard", || {
+    wait_until(SOON, "notifications arrive", || {
         notifier.metric("webhook_directory_age_seconds", &[]) == 0.0
     });
     notifier.terminate();

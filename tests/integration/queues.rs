@@ -169,7 +169,7 @@ fn a_move_that_is_killed_again_and_again_loses_nothing_and_keeps_the_order() {
     };
     kill_when("some are back", &comes_back);
 
-    wait_until(SOON, "the last one's consumer is gone", || {
+    wait_until(SOON, "the last one's consumer has ended", || {
         sandbox.broker.consumers(&aside).is_none_or(|count| count == 0)
     });
     let mut interrupted = sandbox.launch(&["queues", "move", sandbox.queue()]).spawn();

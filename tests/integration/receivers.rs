@@ -81,13 +81,13 @@ fn with_the_default_settings_receivers_that_never_answer_delay_nobody() {
     let events: Vec<_> = (0..10).flat_map(|_| one_of_each()).collect();
     sandbox.broker.publish(sandbox.queue(), &events);
     let last = healthy.wait_at("/", 10)[9].at - published;
-    assert!(last < limit, "the last of the first events came after {last:?}");
+    assert!(last < limit, "the last of the first events arrived after {last:?}");
 
     for n in 11..=60 {
         let published = Instant::now();
         sandbox.broker.publish(sandbox.queue(), &one_of_each());
         let took = healthy.wait_at("/", n)[n - 1].at.saturating_duration_since(published);
-        assert!(took < limit, "event {n} came after {took:?}");
+        assert!(took < limit, "event {n} arrived after {took:?}");
     }
     for receiver in &hanging {
         assert!(!receiver.requests().is_empty(), "each got a request");
@@ -114,7 +114,7 @@ fn an_event_for_many_hanging_receivers_reaches_a_healthy_one_at_once_and_so_does
         let published = Instant::now();
         sandbox.publish(&Event::new("order.paid"));
         let took = healthy.wait_at("/", n)[n - 1].at - published;
-        assert!(took < Duration::from_secs(5), "event {n} came after {took:?}");
+        assert!(took < Duration::from_secs(5), "event {n} arrived after {took:?}");
     }
     wait_until(SOON, "each hanging receiver gets a request, too", || {
         hanging.iter().all(|receiver| !receiver.requests().is_empty())
@@ -255,7 +255,7 @@ fn the_webhooks_of_one_account_get_at_most_three_quarters_of_the_capacity() {
     delivered(42.0);
     let most = in_flight.most();
     assert!((9..=12).contains(&most), "{most} in flight of 16");
-    assert!(took < Duration::from_secs(5), "another account's event came after {took:?}");
+    assert!(took < Duration::from_secs(5), "another account's event arrived after {took:?}");
     notifier.terminate();
     sandbox.wait_drained();
     for receiver in &receivers {

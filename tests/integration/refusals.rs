@@ -116,7 +116,7 @@ fn events_settled_behind_a_refused_message_are_acked_without_it() {
     notifier.kill();
     // What wasn't acked is redelivered: only the malformed ones.
     let consumers = || sandbox.broker.consumers(sandbox.queue());
-    wait_until(SOON, "it is gone", || consumers() == Some(0));
+    wait_until(SOON, "it no longer consumes", || consumers() == Some(0));
     holds_for(Duration::from_secs(1), "only these are redelivered", || {
         sandbox.broker.ready(sandbox.queue()) <= Some(2)
     });

@@ -1,4 +1,4 @@
-//! A receiver that says when to return gets its deliveries then: not before, and not long after.
+//! A receiver that states when to retry gets its deliveries then: not before, and not long after.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},

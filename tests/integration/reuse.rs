@@ -201,7 +201,7 @@ const WARM: usize = 8;
 const DEADLINE: Duration = Duration::from_secs(6);
 
 /// A receiver with [`WARM`] connections that have served requests. `then` is what it does with each of them
-/// from then on; it answers on all others. Its kernel buffers `buffer` bytes that nobody reads.
+/// from then on; it answers on all others. Its kernel buffers `buffer` bytes that are never read.
 #[track_caller]
 fn warm(buffer: usize, then: fn(&mut Connection)) -> (Wire, Sandbox, Notifier) {
     let all_are_here = Arc::new(Barrier::new(WARM));
@@ -234,7 +234,7 @@ fn warm(buffer: usize, then: fn(&mut Connection)) -> (Wire, Sandbox, Notifier) {
 
 #[test]
 fn of_several_silently_dead_connections_only_one_costs_a_timeout() {
-    // Like a relay whose other side is gone: it accepts everything, and never answers.
+    // Like a relay that has lost its other side: it accepts everything, and never answers.
     let (receiver, sandbox, notifier) = warm(16 << 10, |connection| {
         connection.head();
         connection.swallow();
@@ -243,7 +243,7 @@ fn of_several_silently_dead_connections_only_one_costs_a_timeout() {
     sandbox.publish(&Event::new("order.paid"));
     wait_until(SOON, "one of them carries it", || receiver.seen().len() > before);
     // After half of the deadline without an answer, the notifier no longer trusts the other connections. Only
-    // the time shows that it has come so far.
+    // the time shows that it got that far.
     thread::sleep(DEADLINE * 6 / 10);
     for event in deliver(&sandbox, &notifier, 5) {
         let seen: Vec<_> = receiver.seen().into_iter().filter(|seen| seen.id == event.id).collect();

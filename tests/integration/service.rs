@@ -175,8 +175,8 @@ fn stop(mut service: Service) -> Vec<String> {
     service.notifier.signal(Signal::TERM);
     let stopping = service.wait_heard(0, "STOPPING=1") - 1;
     let exit = service.notifier.wait_exit(SOON);
-    assert_eq!(exit.code, Some(0), "{:?}", service.heard());
-    service.heard().split_off(stopping)
+    assert_eq!(exit.code, Some(0), "{:?}", service.reported());
+    service.reported().split_off(stopping)
 }
 
 #[test]
@@ -219,12 +219,12 @@ fn a_stopped_process_gives_no_sign_of_life() {
     service.wait_alive(2);
     service.notifier.signal(Signal::STOP);
     // What it had sent has been received by then.
-    let mut heard = (service.heard().len(), Instant::now());
+    let mut reported = (service.reported().len(), Instant::now());
     wait_until(SOON, "it is silent for longer than the watchdog waits", || {
-        if service.heard().len() != heard.0 {
-            heard = (service.heard().len(), Instant::now());
+        if service.reported().len() != reported.0 {
+            reported = (service.reported().len(), Instant::now());
         }
-        heard.1.elapsed() > 2 * WATCHDOG
+        reported.1.elapsed() > 2 * WATCHDOG
     });
     service.notifier.signal(Signal::CONT);
     service.wait_alive(2);

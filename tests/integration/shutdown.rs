@@ -8,7 +8,7 @@ use crate::harness::{
     Event, LATER, Notifier, Receiver, Reply, SOON, Sandbox, Signal, holds_for, wait_until,
 };
 
-/// What the last line of the log says about a shutdown.
+/// What the last line of the log reports about a shutdown.
 #[derive(Debug, PartialEq, Eq)]
 struct Summary {
     finished: u64,
@@ -228,14 +228,15 @@ fn a_lane_that_grows_when_the_signal_comes_repeats_nothing() {
     let launch = || sandbox.notifier().env("RETRY_SCHEDULE", "1s,repeat");
     let mut first = launch().start();
     sandbox.broker.publish(sandbox.queue(), &events);
-    let asked = || receivers.iter().filter(|receiver| !receiver.requests().is_empty()).count();
-    wait_until(SOON, "some are under way", || asked() >= 5);
+    let with_request =
+        || receivers.iter().filter(|receiver| !receiver.requests().is_empty()).count();
+    wait_until(SOON, "some are under way", || with_request() >= 5);
 
     let summary = check_exit(&mut first, Duration::from_secs(12));
     assert!(summary.finished >= 1, "{summary:?}");
 
     let second = launch().start();
-    wait_until(SOON, "all are asked", || asked() == receivers.len());
+    wait_until(SOON, "all have a request", || with_request() == receivers.len());
     second.terminate();
     sandbox.wait_drained();
     for (receiver, event) in receivers.iter().zip(&events) {
@@ -300,7 +301,7 @@ fn nothing_is_taken_over_from_a_stuck_consumer_after_the_signal() {
     let signalled = Instant::now();
     check_exit(&mut first, Duration::from_secs(12));
 
-    // It takes a while until every thread has heard of the signal.
+    // It takes a while until every thread has noticed the signal.
     let limit = signalled + Duration::from_secs(1);
     let late = healthy.requests().iter().filter(|request| request.at > limit).count();
     assert_eq!(late, 0, "requests begun long after the signal");

@@ -226,7 +226,7 @@ fn ailing_receivers_are_listed_with_reason_and_next_attempt_until_they_are_well(
     );
 
     is_fixed.store(true, Ordering::Relaxed);
-    wait_until(SOON, "the one that is well again is gone", || {
+    wait_until(SOON, "the recovered one is no longer listed", || {
         let listed = listed();
         listed.as_array().is_some_and(|listed| listed.len() == 1)
     });

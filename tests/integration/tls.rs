@@ -116,7 +116,7 @@ fn bad_certificates(trusted: &Authority) -> [(Certificate, &'static str, &'stati
     ]
 }
 
-/// Expects exit code 1, and one ERROR line that says what is wrong and what to do.
+/// Expects exit code 1, and one ERROR line with the problem and the remedy.
 #[track_caller]
 fn assert_refused(finished: &Finished, wrong: &str, remedy: &str) {
     assert_eq!(finished.code, Some(1), "{finished:?}");
@@ -284,7 +284,7 @@ fn check_timeout(authority: &Authority, url: &str, request_timeout: &str, limit:
 
 #[test]
 fn a_receiver_that_never_begins_its_handshake_costs_no_more_than_connecting_may() {
-    // The kernel accepts the connection; nobody answers on it.
+    // The kernel accepts the connection; nothing answers on it.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("https://{}/", silent.local_addr().expect("it is bound"));
     check_timeout(&Authority::new(TRUSTED), &url, "10s", 0.5);

@@ -283,7 +283,7 @@ fn a_secret_comes_from_the_file_or_stays_and_its_change_leaves_no_gap() {
     let _notifier = sandbox.notifier().start();
     let event = Event::new("order.paid");
     sandbox.publish(&event);
-    let request = wait_for(SOON, "it comes", || receiver.of("/", &event).pop());
+    let request = wait_for(SOON, "it arrives", || receiver.of("/", &event).pop());
     verify(OTHER_SECRET, &request).expect("the new one");
     verify(SECRET, &request).expect("and the old one, for a day");
     assert!(file.apply(&sandbox, &[]).starts_with("nothing to change"));
@@ -312,7 +312,8 @@ fn applying_a_file_says_how_many_waiting_deliveries_are_dropped() {
     let output = json(&file.apply(&sandbox, &["--prune", "--json"]));
     assert_eq!(output["changed"][0]["backlogs"][0]["waiting"], 2, "{output}");
     let removed = output["removed"].as_array().expect("a list");
-    let of = |id: Uuid| removed.iter().find(|it| it["id"] == id.to_string()).expect("it is told");
+    let of =
+        |id: Uuid| removed.iter().find(|it| it["id"] == id.to_string()).expect("it is reported");
     assert_eq!(of(gone)["backlogs"][0]["waiting"], 3, "{output}");
     assert_eq!(rows(&sandbox).len(), 1);
 }

@@ -35,7 +35,7 @@ fn it_counts_the_logged_attempts_and_names_the_worst() {
     fill(&sandbox, webhook);
     fill(&sandbox, other);
     let id = webhook.to_string();
-    let told = json(&succeed(&sandbox, &["why", "--webhook", &id, "--since", "2h", "--json"]));
+    let report = json(&succeed(&sandbox, &["why", "--webhook", &id, "--since", "2h", "--json"]));
     for (name, expected) in [
         ("webhook_id", id.as_str().into()),
         ("registration", "enabled".into()),
@@ -48,23 +48,23 @@ fn it_counts_the_logged_attempts_and_names_the_worst() {
         ("log", "failures".into()),
         ("truncated", false.into()),
     ] {
-        assert_eq!(told[name], expected, "{name} of {told}");
+        assert_eq!(report[name], expected, "{name} of {report}");
     }
-    let failures = told["failures"].as_array().expect("a list");
+    let failures = report["failures"].as_array().expect("a list");
     let kinds: Vec<_> =
         failures.iter().map(|it| (&it["reason"], &it["status"], &it["count"])).collect();
     let (by_status, timeout) = ("status_5xx".into(), "timeout".into());
     let (two, status, none) = (2.into(), 503.into(), serde_json::Value::Null);
-    assert_eq!(kinds, [(&by_status, &status, &two), (&timeout, &none, &two)], "{told}");
-    assert_eq!(failures[0]["last"]["answer"]["body"], "until nine", "{told}");
-    assert_eq!(told["slowest"]["ms"], 10_000, "{told}");
+    assert_eq!(kinds, [(&by_status, &status, &two), (&timeout, &none, &two)], "{report}");
+    assert_eq!(failures[0]["last"]["answer"]["body"], "until nine", "{report}");
+    assert_eq!(report["slowest"]["ms"], 10_000, "{report}");
     assert_eq!(
-        (&told["first"]["what"], &told["last"]["what"]),
+        (&report["first"]["what"], &report["last"]["what"]),
         (&"held_back".into(), &"delivered".into())
     );
-    let gap = &told["longest_gap"];
+    let gap = &report["longest_gap"];
     for end in ["from", "to"] {
-        assert!(gap[end].as_str().is_some_and(|at| at.ends_with('Z')), "{told}");
+        assert!(gap[end].as_str().is_some_and(|at| at.ends_with('Z')), "{report}");
     }
 
     let text = succeed(&sandbox, &["why", "--webhook", &id[..8], "--since", "2h"]);
@@ -85,7 +85,7 @@ fn it_counts_the_logged_attempts_and_names_the_worst() {
     ] {
         assert!(words.contains(part), "no {part:?} in {text}");
     }
-    assert!(!text.contains("s3cret") && !told.to_string().contains("s3cret"), "{text}");
+    assert!(!text.contains("s3cret") && !report.to_string().contains("s3cret"), "{text}");
     let wide = text.lines().find(|line| line.chars().count() > 100);
     assert_eq!(wide, None, "for a terminal");
 

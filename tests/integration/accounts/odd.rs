@@ -81,7 +81,7 @@ fn an_account_counts_however_many_other_headers_there_are() {
     let requests = receiver.wait_at("/a", 2);
     sandbox.wait_drained();
     assert_eq!(receiver.at("/b").len(), 0);
-    // Nor does a trace get lost among many other headers; the log says that some are left out.
+    // Nor does a trace get lost among many other headers; it is logged that some are left out.
     assert!(requests.iter().all(|request| request.header("traceparent") == trace));
     let lines = notifier.stderr();
     let warnings = lines.iter().filter(|line| line.contains("headers left out")).count();
@@ -264,7 +264,9 @@ fn while_postgresql_is_away_accounts_decide_as_before() {
     receiver.wait_at("/all", 1);
 
     proxy.refuse();
-    wait_until(SOON, "it is away", || notifier.metric("webhook_database_up", &[]) == 0.0);
+    wait_until(SOON, "PostgreSQL counts as unreachable", || {
+        notifier.metric("webhook_database_up", &[]) == 0.0
+    });
     // Known are the type, that `a` and `b` have webhooks for it, and the webhooks of `a`.
     for owner in ["a", "unknown"] {
         sandbox.publish(&of(Event::new("t"), text(owner)));

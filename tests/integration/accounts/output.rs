@@ -45,7 +45,7 @@ fn why_names_the_accounts_of_an_event_and_of_the_webhooks_that_did_not_get_it() 
         "{output}"
     );
 
-    // For an event that nobody knows, the operator states the account.
+    // For an event that is found nowhere, the operator states the account.
     let unknown = ["no-such-event", "--type", "user.created"];
     let output = why(&unknown);
     assert!(
@@ -60,7 +60,7 @@ fn why_names_the_accounts_of_an_event_and_of_the_webhooks_that_did_not_get_it() 
     assert_eq!(answer["webhooks"][0]["account"], "b");
     assert!(answer["webhooks"][0]["not_its_own"].is_string(), "{answer}");
 
-    // However many others there are: those that may get it come first.
+    // However many others there are: those that may get it are first.
     sandbox.database.run_script(
         "INSERT INTO webhooks (post_url, events, account)
          SELECT 'https://example.org/', '{user.*}', 'other ' || n FROM generate_series(1, 1100) AS n",

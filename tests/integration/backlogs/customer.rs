@@ -196,7 +196,10 @@ impl Customer {
             let place = accepted.partition_point(|other| other < number);
             accepted.insert(place, *number);
             let missing = before - place;
-            assert!(missing < at_once, "{number} came before {missing} of the others: {order:?}");
+            assert!(
+                missing < at_once,
+                "{number} arrived before {missing} of the others: {order:?}"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Two instances share the queues. One of them consumes a backlog; if it dies, the other one does.
+//! Two instances share the queues. One of them consumes a backlog; if it is killed, the other one does.
 
 use std::time::{Duration, Instant};
 
@@ -81,7 +81,7 @@ fn if_the_instance_that_consumes_a_backlog_dies_the_other_probes_and_continues_a
     wait_until(SOON, "all are held back", || {
         held(&first, sandbox.queue()) + held_by_second() >= all
     });
-    assert_eq!(customer.requests(), requests, "nobody probes the receiver");
+    assert_eq!(customer.requests(), requests, "no instance probes the receiver");
 
     customer.becomes(Manner::takes(5));
     let died = Instant::now();

@@ -29,7 +29,7 @@ fn a_rate_holds_for_events_backlog_and_retries_together_and_all_arrive() {
     let began = Instant::now();
     let mut all = publish(&sandbox, 60);
     wait_until(SOON, "some have arrived", || receiver.requests().len() >= 30);
-    // While there is a backlog, and retries come.
+    // While there is a backlog, and retries are due.
     all.extend(publish(&sandbox, 40));
 
     wait_until(LATER, "all arrive", || {
@@ -41,7 +41,7 @@ fn a_rate_holds_for_events_backlog_and_retries_together_and_all_arrive() {
     for (before, request) in requests.iter().enumerate() {
         let earliest = (before + 1).saturating_sub(RATE) as f64 / RATE as f64;
         let at = (request.at - began).as_secs_f64();
-        assert!(at >= earliest, "request {} came after {at} s", before + 1);
+        assert!(at >= earliest, "request {} was made after {at} s", before + 1);
     }
     let retries = notifier.metric("webhook_retries_scheduled_total", &[]);
     assert_eq!(retries, 20.0);

@@ -68,7 +68,7 @@ fn a_request_under_way_while_its_backlog_is_deleted_ends_well() {
     customer.wait_accepted(SOON, &first);
     customer.becomes(Manner::takes(8_000));
     publish(&sandbox, 3);
-    // The first of them came from its queue, the second one from the backlog.
+    // The first of them was in its queue, the second one in the backlog.
     let queue = backlog(&sandbox, webhook);
     wait_until(SOON, "the head of the backlog is under way, and the last one is there", || {
         customer.requests() == 3 && held(&notifier, sandbox.queue()) >= 2.0

@@ -129,7 +129,7 @@ fn three_instances_together_keep_a_rate() {
     for (before, request) in requests.iter().enumerate() {
         let earliest = (before + 1).saturating_sub(RATE) as f64 / RATE as f64;
         let at = (request.at - began).as_secs_f64();
-        assert!(at >= earliest, "request {} came after {at} s", before + 1);
+        assert!(at >= earliest, "request {} was made after {at} s", before + 1);
     }
     for notifier in instances {
         notifier.terminate();

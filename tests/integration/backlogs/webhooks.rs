@@ -80,7 +80,7 @@ fn the_backlog_of_a_disabled_webhook_is_dropped_and_later_events_arrive_once_it_
 
     let enable = "UPDATE webhooks SET disabled_at = NULL WHERE id = $1";
     sandbox.database.execute(enable, &[&webhook]);
-    // Nobody gets an event that the notifier receives before it knows of the change.
+    // No receiver gets an event that the notifier receives before it knows of the change.
     let mut events = Vec::new();
     wait_until(SOON, "it gets events again", || {
         events.extend(publish(&sandbox, 1));

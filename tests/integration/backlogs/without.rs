@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::{Customer, Manner, held, oldest_parked, publish};
 use crate::harness::{LATER, Notifier, Proxy, SOON, Sandbox, holds_for, wait_until};
 
-/// Checks that the log says that no backlog can be created for that webhook, and each cause once. The end
+/// Checks that it is logged that no backlog can be created for that webhook, and each cause once. The end
 /// of a connection and a refused one are two causes.
 #[track_caller]
 fn assert_reported(notifier: &Notifier, webhook: Uuid) {

@@ -1,4 +1,4 @@
-//! How many repeats a fault may cause, and which. This comes from the design alone, not from
+//! How many repeats a fault may cause, and which. This follows from the design alone, not from
 //! measurements: a run that exceeds it has found a defect, in the product or in these rules.
 
 use std::time::Duration;

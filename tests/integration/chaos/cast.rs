@@ -1,7 +1,7 @@
 //! Who wants which event, and what each receiver answers.
 //!
 //! All of it is a function of the seed and the arguments, never of the time or of earlier calls, so that
-//! a seed determines a run. The plan says who is away for a while, paused or deleted.
+//! a seed determines a run. The plan says who is unreachable for a while, paused or deleted.
 
 use std::time::Duration;
 
@@ -374,7 +374,7 @@ fn no_kind_is_wanted_by_more_webhooks_than_the_bound_assumes() {
 fn an_id_can_be_parsed_back_to_its_number() {
     let cast = Cast { seed: 42 };
     assert_eq!(cast.number(&cast.id(1_234_567)), Some(1_234_567));
-    for stranger in ["", "42", "42-", "41-000001", "x-000001"] {
-        assert_eq!(cast.number(stranger), None, "{stranger}");
+    for unknown in ["", "42", "42-", "41-000001", "x-000001"] {
+        assert_eq!(cast.number(unknown), None, "{unknown}");
     }
 }

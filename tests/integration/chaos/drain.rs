@@ -26,7 +26,7 @@ const CAPACITY: usize = 64;
 /// second.
 const LATENCY: Duration = Duration::from_millis(50);
 
-/// How long the receiver stays away after all its events have left their queue.
+/// How long the receiver is unreachable after all its events have left their queue.
 const AWAY: Duration = Duration::from_secs(2);
 
 /// If nothing is delivered for this long, the missing events are lost. It is far longer than any pause or

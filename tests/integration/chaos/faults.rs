@@ -97,7 +97,7 @@ impl Stage {
     }
 
     /// Waits until every notifier is ready, and an event published after the repair has arrived from each
-    /// queue: while nobody has noticed the fault, readiness alone proves nothing. Returns when that was.
+    /// queue: while no process has noticed the fault, readiness alone proves nothing. Returns when that was.
     fn recover(&mut self, fault: Fault, repaired: Moment) -> Moment {
         let first = self.producer.next_number();
         if !self.await_ready(READY_LIMIT) {

@@ -62,7 +62,7 @@ pub(super) struct Row {
     /// First requests whose order counts: none to a webhook that keeps no order, and none for events that
     /// were on their way when a fault struck that disturbs the order.
     pub(super) ordered: usize,
-    /// Those of them that came after the first request for a later event of the same queue.
+    /// Those of them that arrived after the first request for a later event of the same queue.
     pub(super) overtaken: usize,
 }
 
@@ -112,7 +112,7 @@ impl Ledger {
             }
         }
         ledger.enter_order(history);
-        // Deliveries of events that nobody published.
+        // Deliveries of events that were never published.
         for ((number, webhook), ends) in ends {
             ledger.enter(history, number, webhook, &ends, None);
         }
@@ -170,9 +170,9 @@ impl Ledger {
     /// the same time.
     fn enter_order(&mut self, history: &History) {
         struct Lane {
-            /// When requests came and for which events, in the order of their arrival.
+            /// When requests arrived and for which events, in the order of their arrival.
             came: Vec<(Moment, usize)>,
-            /// How many of these came too long ago to be still under way.
+            /// How many of these arrived too long ago to be still under way.
             ended: usize,
             /// The highest number among the ended ones.
             highest: Option<usize>,

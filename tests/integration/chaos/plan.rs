@@ -150,7 +150,7 @@ impl Fault {
                 (1_000, 5_000)
             }
             // Long enough that a circuit breaker opens and deliveries wait, and shorter than the schedule,
-            // whose last attempt comes after 7.5 s.
+            // whose last attempt is made after 7.5 s.
             Self::ReceiverAway | Self::WebhookPaused | Self::WebhookDeleted => (2_500, 5_000),
             Self::ThreeNotifiers
             | Self::BrokerKilled

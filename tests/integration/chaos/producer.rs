@@ -90,7 +90,7 @@ impl Work {
     fn run(self) {
         for url in self.output.urls.iter().cycle() {
             // Events that are unconfirmed when the connection ends stay so: if they were published again,
-            // they might exist twice, and nobody could tell who repeated them.
+            // they might exist twice, and no one could tell whether the producer or the notifier repeated them.
             let ended = self.session(url).is_ok();
             if ended || self.ended.recv_timeout(RECONNECT) != Err(RecvTimeoutError::Timeout) {
                 return;

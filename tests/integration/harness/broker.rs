@@ -214,7 +214,7 @@ impl Broker {
 
     fn on_channel<T>(&self, operation: impl Fn(&Channel) -> Result<T>) -> Result<T> {
         let mut slot = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        // A connection that was idle may have died: then the same URL is tried again with a new one.
+        // A connection that was idle may have been lost: then the same URL is tried again with a new one.
         let reused = slot.is_some();
         let mut done = Self::attempt(&mut slot, &self.urls[0], &operation);
         let again = self.urls.iter().skip(usize::from(!reused));

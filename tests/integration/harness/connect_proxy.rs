@@ -82,7 +82,7 @@ impl ConnectProxy {
                 }
                 accepting.accepted.fetch_add(1, Ordering::SeqCst);
                 let shared = Arc::clone(&accepting);
-                // The notifier under test sees how the connection ended.
+                // The notifier under test reports how the connection ended.
                 thread::spawn(move || drop(shared.serve(client)));
             }
         });

@@ -80,7 +80,7 @@ impl Proxy {
         with_address(url, self.address)
     }
 
-    /// From now on nothing is forwarded, and neither side is told: the sockets stay open. The connections
+    /// From now on nothing is forwarded, and neither side notices: the sockets stay open. The connections
     /// that exist before [`Self::thaw`] never forward anything again.
     pub(crate) fn freeze(&self) {
         let mut state = self.shared.state.lock().expect("no holder panics");
@@ -100,7 +100,7 @@ impl Proxy {
         self.shared.cut();
     }
 
-    /// Closes all connections in the middle of a message that a client publishes; if none comes within
+    /// Closes all connections in the middle of a message that a client publishes; if none is published within
     /// `patience`, then. Returns whether it was in a message.
     pub(crate) fn cut_in_a_message(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;

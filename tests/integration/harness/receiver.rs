@@ -183,7 +183,7 @@ impl Receiver {
         self.shared.accepted.load(Ordering::SeqCst)
     }
 
-    /// Waits until this many requests have come to a path.
+    /// Waits until a path has received this many requests.
     #[track_caller]
     pub(crate) fn wait_at(&self, path: &str, count: usize) -> Vec<Request> {
         self.wait_at_within(SOON, path, count)
@@ -202,7 +202,7 @@ impl Drop for Receiver {
         for connection in self.shared.open().values() {
             let _ = connection.shutdown(Shutdown::Both);
         }
-        // Wakes the accepting thread, which sees that the receiver has ended.
+        // Wakes the accepting thread, which notices that the receiver has ended.
         let _ = TcpStream::connect(self.address);
     }
 }

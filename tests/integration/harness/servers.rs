@@ -37,7 +37,7 @@ pub(crate) struct FaultServers {
     directory: PathBuf,
     servers: Servers,
     /// A locked file beside the directory, since several test processes may run at once. `None`: the servers
-    /// are shared, and nobody stops them.
+    /// are shared, and no test stops them.
     turn: Option<File>,
 }
 
@@ -59,7 +59,7 @@ impl Server {
 /// How a server is stopped.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum End {
-    /// In order: it tells its clients.
+    /// It shuts down in order, and notifies its clients.
     Stop,
     /// SIGKILL, as in a crash.
     Kill,

@@ -115,7 +115,7 @@ impl Terminator {
     fn start(url: &str, certificate: Certificate, drips: bool) -> Self {
         let config = ServerConfig::builder_with_provider(ring::default_provider().into())
             .with_safe_default_protocol_versions()
-            .expect("ring knows them")
+            .expect("ring supports them")
             .with_no_client_auth()
             .with_single_cert(vec![certificate.chain], certificate.key)
             .expect("the key is the certificate's");
@@ -136,7 +136,7 @@ impl Terminator {
                 if !shared.open.keep(&client) {
                     return;
                 }
-                // The notifier under test sees which side refused.
+                // The notifier under test reports which side refused.
                 thread::spawn(move || drop(shared.serve(client)));
             }
         });

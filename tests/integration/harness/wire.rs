@@ -98,7 +98,7 @@ impl Drop for Wire {
         for stream in streams.into_iter().flat_map(HashMap::into_values) {
             let _ = stream.shutdown(Shutdown::Both);
         }
-        // Wakes the accepting thread, which sees that the receiver has ended.
+        // Wakes the accepting thread, which notices that the receiver has ended.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -151,7 +151,7 @@ impl Connection {
     }
 
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        // The other side may have gone.
+        // The other side may have closed the connection.
         let _ = self.reader.get_mut().write_all(bytes.as_ref());
     }
 
@@ -172,7 +172,7 @@ impl Connection {
         let _ = io::copy(&mut self.reader, &mut io::sink());
     }
 
-    /// Neither reads nor sends anything until the other side has gone.
+    /// Neither reads nor sends anything until the other side has closed the connection.
     pub(crate) fn stall(&mut self) {
         let poll = |stream: &TcpStream| {
             let mut fds = [rustix::event::PollFd::new(stream, rustix::event::PollFlags::RDHUP)];

@@ -40,7 +40,7 @@ fn a_receiver_that_fails_occasionally_keeps_its_breaker_closed_and_gets_every_ev
     assert_eq!(receiver.requests().len(), 390);
 }
 
-/// What a receiver saw when a request arrived.
+/// What a receiver measured when a request arrived.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     /// Requests under way, including this one.
@@ -49,7 +49,7 @@ struct Seen {
     answered: u32,
 }
 
-/// Records what the receiver sees at each request, from a given moment on.
+/// Records this for each request, from a given moment on.
 #[derive(Clone, Default)]
 struct Watched(Arc<Mutex<(usize, u32, Vec<Seen>)>>);
 

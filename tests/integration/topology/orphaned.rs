@@ -1,4 +1,4 @@
-//! Deliveries that are due for a retry queue that is gone: they don't hold up others, are reported, and
+//! Deliveries that are due for a retry queue that no longer exists: they don't delay others, are reported, and
 //! come back.
 
 use amiquip::{AmqpValue, FieldTable};

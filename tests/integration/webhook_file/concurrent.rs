@@ -18,7 +18,7 @@ fn if_several_apply_the_same_file_at_once_one_registers_the_new_webhook() {
     let finished: Vec<_> = all.into_iter().map(|one| one.finish(SOON)).collect();
     let added = finished.iter().filter(|one| one.stdout.contains("1 added")).count();
     assert_eq!(added, 1, "{finished:?}");
-    // Those that had read the table before the webhook was added say so.
+    // Those that had read the table before the webhook was added report it.
     for one in finished.iter().filter(|one| one.code != Some(0)) {
         assert!(one.stderr.contains("run it again"), "{one:?}");
     }
