@@ -272,19 +272,20 @@ fn deliveries_honour_a_committed_change_within_a_tenth_of_a_second() {
     assert!(answers(&notifier, "memory") > 0.0);
 }
 
-/// A notifier that reaches PostgreSQL through a proxy, and has delivered an event of the type `known`.
-fn behind(proxy: &Proxy, sandbox: &Sandbox, receiver: &Receiver) -> Notifier {
+/// While PostgreSQL is away, known types are delivered and unknown ones wait; everything is as before once it is
+/// back.
+fn check_absence(begin: impl Fn(&Proxy)) {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let proxy = Proxy::before(sandbox.database.url());
     sandbox.webhook(&receiver.url("/"), &["*"]);
     let notifier =
         sandbox.notifier().env("DATABASE_URL", proxy.url(sandbox.database.url())).start();
     notifier.wait_listening();
     sandbox.publish(&Event::new("known"));
     wait_delivered(&notifier, 1);
-    notifier
-}
+    begin(&proxy);
 
-/// Known types are delivered and unknown ones wait; everything is as before once PostgreSQL is back.
-fn check_absence(notifier: &Notifier, sandbox: &Sandbox, receiver: &Receiver, back: impl Fn()) {
     let before = receiver.requests().len();
     let absent = Instant::now();
     let mut late = 0;
@@ -307,14 +308,14 @@ fn check_absence(notifier: &Notifier, sandbox: &Sandbox, receiver: &Receiver, ba
     });
     sandbox.publish(&Event::new("known"));
     receiver.wait_at("/", before + known + 1);
-    assert!(answers(notifier, "last_known") >= 1.0);
+    assert!(answers(&notifier, "last_known") >= 1.0);
     let unknown = Event::new("unknown");
     sandbox.publish(&unknown);
     holds_for(Duration::from_secs(1), "an event whose webhooks are unknown waits", || {
         receiver.of("/", &unknown).is_empty()
     });
 
-    back();
+    proxy.thaw();
     wait_until(LATER, "it arrives", || receiver.of("/", &unknown).len() == 1);
     notifier.wait_listening();
     wait_until(SOON, "all is well", || notifier.is_ready());
@@ -323,22 +324,12 @@ fn check_absence(notifier: &Notifier, sandbox: &Sandbox, receiver: &Receiver, ba
 
 #[test]
 fn while_postgresql_is_away_known_types_are_delivered_and_the_others_wait() {
-    let sandbox = Sandbox::new();
-    let receiver = Receiver::new();
-    let proxy = Proxy::before(sandbox.database.url());
-    let notifier = behind(&proxy, &sandbox, &receiver);
-    proxy.refuse();
-    check_absence(&notifier, &sandbox, &receiver, || proxy.thaw());
+    check_absence(Proxy::refuse);
 }
 
 #[test]
 fn while_postgresql_is_frozen_known_types_are_delivered_and_the_others_wait() {
-    let sandbox = Sandbox::new();
-    let receiver = Receiver::new();
-    let proxy = Proxy::before(sandbox.database.url());
-    let notifier = behind(&proxy, &sandbox, &receiver);
-    proxy.freeze();
-    check_absence(&notifier, &sandbox, &receiver, || proxy.thaw());
+    check_absence(Proxy::freeze);
 }
 
 #[test]
