@@ -28,7 +28,7 @@ const TOO_LARGE: &str = "HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nno."
 const GONE: &str = "HTTP/1.1 410 Gone\r\ncontent-length: 0\r\n\r\n";
 
 #[test]
-fn an_answer_that_came_before_the_body_was_read_counts() {
+fn an_answer_sent_before_the_body_was_read_counts() {
     const TIMES: usize = 60;
     let sandbox = Sandbox::new();
     let [ok, too_large, gone] = [OK, TOO_LARGE, GONE].map(answers_early);
@@ -55,7 +55,7 @@ fn an_answer_that_came_before_the_body_was_read_counts() {
 }
 
 #[test]
-fn an_answer_that_came_before_the_body_was_read_counts_under_tls_too() {
+fn an_answer_sent_before_the_body_was_read_counts_under_tls_too() {
     const TIMES: usize = 10;
     let authority = Authority::new("a CA of the tests");
     let early = answers_early(TOO_LARGE);
@@ -115,7 +115,7 @@ const HEADS: &[&str] = &[
 ];
 
 #[test]
-fn a_head_that_curl_accepts_is_accepted_in_whatever_pieces_it_comes() {
+fn a_head_that_curl_accepts_is_accepted_in_whatever_pieces_it_arrives() {
     let receiver = Receiver::answering(|request| {
         let number: usize = request.path[2..].parse().expect("the number of a head");
         let head = format!("HTTP/1.1 200 OK\r\n{}\r\n", HEADS[number]).into_bytes();
@@ -151,7 +151,7 @@ fn a_head_that_curl_accepts_is_accepted_in_whatever_pieces_it_comes() {
 }
 
 #[test]
-fn each_failure_says_what_the_receivers_owner_has_to_change() {
+fn each_failure_names_what_the_receivers_owner_has_to_change() {
     let receiver = Receiver::answering(|request| match request.path.as_str() {
         "/hang" => Reply::Hang,
         "/close" => Reply::Close,

@@ -172,7 +172,7 @@ fn replay_starts_the_schedule_over_for_the_selected_and_leaves_the_rest() {
 }
 
 #[test]
-fn a_replay_leaves_dead_letters_that_nobody_would_get_and_says_why() {
+fn a_replay_leaves_dead_letters_that_no_webhook_would_get_and_says_why() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.notifier().start().terminate();
@@ -255,7 +255,7 @@ fn commands_that_read_the_same_queue_wait_for_each_other_and_count_right() {
 }
 
 #[test]
-fn the_count_of_dead_letters_stays_while_somebody_reads_them() {
+fn the_count_of_dead_letters_does_not_change_while_they_are_read() {
     let sandbox = Sandbox::new();
     let notifier = sandbox.notifier().start();
     let letters: Vec<_> =
@@ -274,7 +274,7 @@ fn the_count_of_dead_letters_stays_while_somebody_reads_them() {
 }
 
 #[test]
-fn a_replay_that_is_interrupted_says_how_far_it_came() {
+fn an_interrupted_replay_reports_how_many_it_moved() {
     const COUNT: usize = 3_000;
     let sandbox = Sandbox::new();
     let _ = many(&sandbox, COUNT);

@@ -139,24 +139,24 @@ fn check_away(way: Way, expected: &str) {
 }
 
 #[test]
-fn a_proxy_that_hangs_up_costs_nobody_an_attempt() {
+fn a_proxy_that_closes_the_connection_costs_no_delivery_an_attempt() {
     check_away(Way::Close, "ended the connection");
 }
 
 #[test]
-fn a_proxy_that_wants_other_credentials_costs_nobody_an_attempt() {
+fn a_proxy_that_wants_other_credentials_costs_no_delivery_an_attempt() {
     let challenge = Way::Status(407, "Proxy-Authenticate: Basic realm=\"x\"");
     check_away(challenge, "wants other credentials");
 }
 
 #[test]
-fn a_server_that_is_no_proxy_costs_nobody_an_attempt() {
+fn a_server_that_is_no_proxy_costs_no_delivery_an_attempt() {
     check_away(Way::Status(405, ""), "does not accept CONNECT (status 405)");
     check_away(Way::Garbage, "does not answer in HTTP");
 }
 
 #[test]
-fn a_proxy_that_is_not_there_costs_nobody_an_attempt() {
+fn a_proxy_that_does_not_listen_costs_no_delivery_an_attempt() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -349,7 +349,7 @@ fn the_password_of_the_proxy_is_never_shown() {
 }
 
 #[test]
-fn the_address_guard_decides_before_the_proxy_is_asked() {
+fn the_address_guard_decides_before_the_proxy_is_connected_to() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let proxy = ConnectProxy::leading_to(&receiver.url(""));

@@ -217,7 +217,7 @@ fn always_firing(rules: &[Value]) -> String {
 }
 
 #[test]
-fn each_alert_says_what_is_wrong_how_bad_it_is_and_what_to_do() {
+fn each_alert_states_the_problem_its_severity_and_the_remedy() {
     // Nothing listens there.
     let prometheus = Prometheus::watching("127.0.0.1:9".parse().expect("an address"));
     let rules = prometheus.rules();
@@ -241,7 +241,7 @@ fn each_alert_says_what_is_wrong_how_bad_it_is_and_what_to_do() {
 }
 
 #[test]
-fn prometheus_sees_a_lane_cut_off_and_a_process_gone_and_both_come_back() {
+fn prometheus_alerts_for_a_lane_cut_off_and_an_ended_process_until_both_are_back() {
     let sandbox = Sandbox::new();
     let proxy = Proxy::before(&sandbox.servers.amqp_url);
     let start = || {

@@ -79,7 +79,7 @@ fn receivers_are_shown_with_account_host_path_and_status_code() {
 }
 
 #[test]
-fn all_receivers_that_were_asked_can_be_searched_including_healthy_ones() {
+fn all_receivers_that_got_requests_can_be_searched_including_healthy_ones() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.path.as_str() {
         "/acme/failing" => Reply::Status(500),
@@ -121,7 +121,7 @@ fn all_receivers_that_were_asked_can_be_searched_including_healthy_ones() {
 }
 
 #[test]
-fn the_trend_of_a_backlog_says_when_it_will_be_empty() {
+fn the_trend_of_a_backlog_shows_when_it_will_be_empty() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let falls = sandbox.webhook(&receiver.url("/falls"), &["falls"]);

@@ -94,7 +94,7 @@ fn check_changes(settings: &str) {
 }
 
 #[test]
-fn behind_a_transaction_pooler_every_event_asks_and_every_change_is_honoured() {
+fn behind_a_transaction_pooler_every_event_needs_a_query_and_every_change_is_honoured() {
     check_changes(IGNORES_OPTIONS);
 }
 

@@ -214,7 +214,7 @@ fn a_fan_out_interrupted_by_a_shutdown_reaches_each_webhook_once_over_both_runs(
 }
 
 #[test]
-fn a_lane_that_grows_when_the_signal_comes_repeats_nothing() {
+fn a_lane_that_grows_when_the_signal_arrives_repeats_nothing() {
     let sandbox = Sandbox::new();
     let receivers: Vec<_> = (0..40)
         .map(|_| Receiver::answering(|_| Reply::Slow(Duration::from_secs(1), 200)))

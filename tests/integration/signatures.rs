@@ -185,7 +185,7 @@ fn an_invalid_secret_is_reported_and_costs_no_event() {
 }
 
 #[test]
-fn listen_tells_a_good_signature_from_a_bad_one() {
+fn listen_distinguishes_a_good_signature_from_a_bad_one() {
     let sandbox = Sandbox::new();
     let (webhook, secret) = add(&sandbox, "http://127.0.0.1:9/");
     let bad = sandbox.launch(&["listen", "--secret", "nonsense"]).spawn().finish(SOON);
@@ -255,7 +255,7 @@ fn a_410_disables_the_webhook_until_it_is_enabled() {
 }
 
 #[test]
-fn deliveries_that_wait_for_a_webhook_that_is_gone_are_dropped() {
+fn deliveries_that_wait_for_a_deleted_webhook_are_dropped() {
     let gone = Arc::new(AtomicBool::new(false));
     let answer = Arc::clone(&gone);
     let sandbox = Sandbox::new();

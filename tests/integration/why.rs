@@ -109,7 +109,7 @@ fn of_day(at: &Value) -> i64 {
 }
 
 #[test]
-fn a_waiting_event_says_until_when_and_an_overdue_one_what_to_look_at() {
+fn for_a_waiting_event_its_time_is_shown_and_for_an_overdue_one_where_to_look() {
     let sandbox = Sandbox::new();
     let receiver = receiver();
     let never = sandbox.webhook(&receiver.url("/never"), &["order.paid"]);
@@ -136,7 +136,7 @@ fn a_waiting_event_says_until_when_and_an_overdue_one_what_to_look_at() {
 }
 
 #[test]
-fn an_event_in_a_backlog_says_how_many_are_before_it() {
+fn for_an_event_in_a_backlog_the_number_before_it_is_shown() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["order.paid"]);
@@ -209,7 +209,7 @@ fn a_dead_event_is_looked_for_in_the_dead_letter_queue() {
 }
 
 #[test]
-fn each_reason_of_death_says_what_to_do_before_a_replay() {
+fn each_reason_of_death_is_shown_with_what_to_do_before_a_replay() {
     let sandbox = Sandbox::new();
     let id = sandbox.webhook("https://example.org/", &["order.paid"]).to_string();
     // Only the log has it.
@@ -237,7 +237,7 @@ fn each_reason_of_death_says_what_to_do_before_a_replay() {
 }
 
 #[test]
-fn an_unmatched_event_says_who_nearly_wanted_it() {
+fn for_an_unmatched_event_the_webhooks_that_nearly_want_it_are_named() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["Order.*"]);
@@ -260,7 +260,7 @@ fn an_unmatched_event_says_who_nearly_wanted_it() {
 }
 
 #[test]
-fn an_unknown_event_says_what_that_can_mean_and_fails() {
+fn for_an_unknown_event_the_possible_causes_are_named_and_it_fails() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/"), &["order.*"]).to_string();

@@ -57,7 +57,7 @@ fn of_two_instances_one_probes_a_receiver_that_is_away() {
 }
 
 #[test]
-fn if_the_instance_that_consumes_a_backlog_dies_the_other_probes_and_continues_at_once() {
+fn if_the_instance_that_consumes_a_backlog_is_killed_the_other_probes_and_continues_at_once() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::Refuses(503));
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -97,7 +97,7 @@ fn if_the_instance_that_consumes_a_backlog_dies_the_other_probes_and_continues_a
 }
 
 #[test]
-fn if_the_instance_that_drains_a_backlog_dies_the_other_continues() {
+fn if_the_instance_that_drains_a_backlog_is_killed_the_other_continues() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::takes(50));
     let webhook = sandbox.webhook(&customer.url(), &["*"]);

@@ -243,7 +243,7 @@ fn while_postgresql_is_away_the_last_known_number_of_instances_is_kept() {
 }
 
 #[test]
-fn without_the_table_each_instance_keeps_limits_by_itself_and_says_so_once() {
+fn without_the_table_each_instance_keeps_limits_by_itself_and_logs_it_once() {
     let sandbox = Sandbox::new();
     sandbox.database.run_script("DROP TABLE notifier_instances");
     let (customer, webhook) = limited(&sandbox, "max_in_flight = 1", 200);

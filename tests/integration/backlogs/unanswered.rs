@@ -9,7 +9,7 @@ fn others(count: usize) -> Vec<Event> {
 }
 
 #[test]
-fn a_backlog_that_rabbitmq_does_not_answer_for_holds_up_nothing_else_and_loses_nothing() {
+fn a_backlog_that_rabbitmq_does_not_answer_for_delays_nothing_else_and_loses_nothing() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);

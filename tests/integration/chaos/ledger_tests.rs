@@ -229,7 +229,7 @@ fn dead_after_delivered_is_a_repeat_and_dead_instead_of_delivered_is_wrong() {
 }
 
 #[test]
-fn a_delivery_that_nobody_wanted_or_published_must_not_arrive() {
+fn a_delivery_that_no_webhook_wanted_or_of_no_published_event_must_not_arrive() {
     let mut history = good(Kind::Plain);
     history.requests.push(accepted(Webhook::Hanging, 10_000));
     history.requests.push(Request { number: 7, ..accepted(HEALTHY, 10_000) });

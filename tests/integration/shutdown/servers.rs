@@ -48,7 +48,7 @@ fn it_ends_while_its_broker_keeps_the_connection_but_is_silent() {
 }
 
 #[test]
-fn it_ends_within_its_limit_while_a_confirm_does_not_come() {
+fn it_ends_within_its_limit_while_no_confirm_arrives() {
     let sandbox = Sandbox::new();
     let proxy = Proxy::before(&sandbox.servers.amqp_url);
     let receiver = Receiver::answering(|request| match request.attempt {
