@@ -11,7 +11,7 @@ export WEBHOOK_NOTIFIER_BINARY
 export LONG_FAULT_SERVICES_DIR=$root/.local/$2
 export CLUSTER_SERVICES_DIR=$root/.local/cluster
 case $2 in
-    chaos) test=chaos::nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks ;;
+    chaos) test=chaos::nothing_promised_is_lost_and_every_repeat_has_a_cause_whatever_breaks ;;
     soak) test=chaos::soak::under_steady_load_with_failing_receivers_nothing_grows ;;
     drain-kill) test=chaos::drain::killed_while_a_backlog_drains_nothing_is_lost_and_little_repeated ;;
     *)

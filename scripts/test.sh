@@ -32,31 +32,31 @@ readonly TOOLS=(
 )
 
 # While this one causes faults, no other test runs; then it waits for minutes, and others may run.
-readonly CHAOS=chaos::nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks
+readonly CHAOS=chaos::nothing_promised_is_lost_and_every_repeat_has_a_cause_whatever_breaks
 readonly QUIET='chaos: all faults have struck'
 
 # The tests that measure time: one after another, before all others.
 readonly ALONE=(
-    admin::a_flood_of_requests_keeps_metrics_from_nobody
-    admin::clients_that_never_read_their_answer_keep_metrics_from_nobody
-    admin::clients_that_send_a_byte_a_second_keep_metrics_from_nobody
-    admin::huge_requests_are_refused_and_keep_metrics_from_nobody
-    admin::idle_connections_give_way_when_files_run_out
-    admin::ten_thousand_idle_connections_keep_metrics_from_nobody
-    backlogs::a_burst_for_a_receiver_at_its_first_contact_is_neither_parked_nor_in_the_way_of_a_neighbour
-    backlogs::what_a_receiver_has_missed_comes_once_and_in_order_within_seconds_of_its_return
+    admin::attacks::a_flood_of_requests_does_not_block_metrics
+    admin::attacks::clients_that_never_read_their_answer_do_not_block_metrics
+    admin::attacks::clients_that_send_a_byte_a_second_do_not_block_metrics
+    admin::attacks::huge_requests_are_refused_and_do_not_block_metrics
+    admin::attacks::idle_connections_are_closed_when_open_files_run_out
+    admin::attacks::ten_thousand_idle_connections_do_not_block_metrics
+    backlogs::a_burst_for_a_new_receiver_is_not_parked_and_delays_no_neighbour
+    backlogs::a_receiver_gets_what_it_missed_once_and_in_order_within_seconds_of_its_return
     directory::every_kind_of_committed_change_is_honoured
-    directory::from_a_commit_to_the_first_delivery_that_honours_it_is_no_tenth_of_a_second
-    receivers::a_breaker_opens_after_a_second_of_failures_probes_closes_and_the_requests_ramp_up
-    receivers::a_receiver_that_says_it_has_too_many_requests_gets_half_as_many
-    receivers::an_event_that_many_hanging_receivers_want_reaches_a_healthy_one_at_once_and_so_does_the_next
+    directory::deliveries_honour_a_committed_change_within_a_tenth_of_a_second
+    receivers::failing::a_breaker_opens_after_a_second_of_failures_probes_closes_and_the_requests_ramp_up
+    receivers::failing::an_overloaded_receiver_gets_half_as_many_requests
+    receivers::an_event_for_many_hanging_receivers_reaches_a_healthy_one_at_once_and_so_does_the_next
     receivers::with_the_default_settings_receivers_that_never_answer_delay_nobody
     shutdown::an_idle_notifier_ends_within_a_second_of_sigint
     shutdown::an_idle_notifier_ends_within_a_second_of_sigterm
 )
 
 # This one measures time too, but sends a request only every few seconds: it runs beside those.
-readonly BESIDE_ALONE=retries::a_failing_receiver_is_asked_again_on_schedule_and_its_neighbour_only_once
+readonly BESIDE_ALONE=retries::a_failing_receiver_is_retried_on_schedule_and_its_neighbour_is_asked_once
 
 # The modules whose tests wait for minutes, or for their turn with the servers that they kill. They run in a process
 # of their own: in the same one as the others, they would occupy all threads at once and leave the CPUs idle.

@@ -4,7 +4,7 @@ use std::{env, fmt, process::Command, str::FromStr};
 
 use crate::{
     bare_loop,
-    harness::{Process, SOON, Sandbox, notifier::Launch},
+    harness::{Process, SOON, Sandbox, Signal, notifier::Launch},
     report::Report,
 };
 
@@ -156,7 +156,7 @@ impl Subject {
             self.process.kill();
             return;
         }
-        self.process.signal("TERM");
+        self.process.signal(Signal::TERM);
         let exit = self.process.wait_exit(SOON);
         if exit.code != Some(0) {
             report.wrong(format!("the notifier ended with {:?}", exit.code));

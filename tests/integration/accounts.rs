@@ -14,11 +14,13 @@ use uuid::Uuid;
 
 use crate::{
     commands::{json, succeed},
-    harness::{Event, LATER, Notifier, Receiver, Reply, SOON, Sandbox, wait_for, wait_until},
+    harness::{
+        Event, LATER, Notifier, Receiver, Reply, SOON, Sandbox, unwrapped, wait_for, wait_until,
+    },
 };
 
 mod odd;
-mod told;
+mod output;
 mod waiting;
 
 /// Registers a webhook of an account, or of none.
@@ -61,7 +63,7 @@ impl Chance {
 }
 
 #[test]
-fn whatever_comes_no_event_reaches_a_webhook_of_another_account() {
+fn no_event_reaches_a_webhook_of_another_account() {
     const ACCOUNTS: [&str; 6] = ["acme", "Acme", "acme ", "7", "-7", "größe"];
     let seed = Uuid::new_v4().as_u64_pair().0;
     eprintln!("seed {seed}");
@@ -132,21 +134,21 @@ fn whatever_comes_no_event_reaches_a_webhook_of_another_account() {
     sandbox.broker.publish(sandbox.queue(), &events);
 
     for (path, ids) in &expected {
-        wait_until(LATER, &format!("all have come to {path}"), || {
+        wait_until(LATER, &format!("{path} gets all of its events"), || {
             ids_at(&receiver, path).is_superset(ids)
         });
     }
     sandbox.wait_drained();
     for (path, ids) in &expected {
-        let strange = &ids_at(&receiver, path) - ids;
-        assert!(strange.is_empty(), "{path} of {:?} got {strange:?}", accounts[*path]);
+        let wrong = &ids_at(&receiver, path) - ids;
+        assert!(wrong.is_empty(), "{path} of {:?} got {wrong:?}", accounts[*path]);
     }
     assert_eq!(notifier.metric("webhook_dead_letters_total", &[]), 0.0);
     notifier.terminate();
 }
 
 #[test]
-fn an_account_that_changes_by_sql_decides_at_once() {
+fn a_change_of_an_account_by_sql_takes_effect_at_once() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let id = sandbox.webhook(&receiver.url("/one"), &["*"]);
@@ -159,7 +161,7 @@ fn an_account_that_changes_by_sql_decides_at_once() {
         set_account(&sandbox, id, account);
         // The directory forgets what it knew when the notification arrives.
         let before = answers(&notifier, "database");
-        wait_until(SOON, "the change is heard of", || {
+        wait_until(SOON, "the notification of the change arrives", || {
             sandbox.publish(&Event::new("probe").id(&format!("probe-{published}")));
             published += 1;
             receiver.wait_at("/all", published);
@@ -179,7 +181,7 @@ fn an_account_that_changes_by_sql_decides_at_once() {
         }
         receiver.wait_at("/all", published);
     }
-    wait_until(SOON, "all have come", || ids_at(&receiver, "/one").is_superset(&expected));
+    wait_until(SOON, "/one gets them all", || ids_at(&receiver, "/one").is_superset(&expected));
     sandbox.wait_drained();
     let mut got = ids_at(&receiver, "/one");
     got.retain(|id| !id.starts_with("probe-"));
@@ -202,33 +204,23 @@ fn events_of_accounts_without_a_webhook_are_looked_up_together() {
     notifier.wait_listening();
     let before = answers(&notifier, "database");
     let of_account = |account: &str| of(Event::new("order.paid"), text(account));
-    let mut events: Vec<_> = (0..50).map(|n| of_account(&format!("stranger {n}"))).collect();
+    let mut events: Vec<_> = (0..50).map(|n| of_account(&format!("unknown {n}"))).collect();
     events.extend([of_account("a"), of_account("a"), Event::new("order.paid")]);
     sandbox.broker.publish(sandbox.queue(), &events);
     receiver.wait_at("/all", events.len());
     receiver.wait_at("/a", 2);
     sandbox.wait_drained();
     // One query by type and one for the account with a webhook; and another if, on a busy machine, the
-    // notifier was unsure for a moment whether it hears of changes.
-    let asked = answers(&notifier, "database") - before;
-    assert!((2.0..10.0).contains(&asked), "{asked}");
+    // notifier was unsure for a moment whether it gets notifications of changes.
+    let queries = answers(&notifier, "database") - before;
+    assert!((2.0..10.0).contains(&queries), "{queries}");
     notifier.terminate();
 }
 
-/// Answers 500 until told otherwise.
-fn failing() -> (Receiver, Arc<AtomicBool>) {
-    let is_well = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&is_well);
-    let receiver = Receiver::answering(move |_| {
-        Reply::Status(if seen.load(Ordering::Relaxed) { 200 } else { 500 })
-    });
-    (receiver, is_well)
-}
-
 #[test]
-fn what_waits_for_a_webhook_of_another_account_by_then_is_dead_and_told() {
+fn a_waiting_delivery_whose_webhook_changes_account_is_dead_and_reported() {
     let sandbox = Sandbox::new();
-    let (receiver, is_well) = failing();
+    let (receiver, is_fixed) = Receiver::failing(500);
     let id = webhook(&sandbox, &receiver.url("/a"), &["*"], Some("a"));
     let notifier =
         sandbox.notifier().env("RETRY_SCHEDULE", "1s,1h").env("CIRCUIT_BREAKER", "off").start();
@@ -236,7 +228,7 @@ fn what_waits_for_a_webhook_of_another_account_by_then_is_dead_and_told() {
     sandbox.publish(&event);
     receiver.wait_at("/a", 1);
     set_account(&sandbox, id, Some("b"));
-    is_well.store(true, Ordering::Relaxed);
+    is_fixed.store(true, Ordering::Relaxed);
     notifier.wait_metric("webhook_dead_letters_total", &[("reason", "other_account")], 1.0);
     assert_eq!(receiver.at("/a").len(), 1, "it got no more");
 
@@ -247,7 +239,7 @@ fn what_waits_for_a_webhook_of_another_account_by_then_is_dead_and_told() {
     assert!(error.ends_with(r#"belongs to account "b", the event to account "a""#), "{error}");
     let why = wait_for(SOON, "it is logged", || {
         let why = succeed(&sandbox, &["why", &event.id]);
-        why.contains("dead since").then(|| why.split_whitespace().collect::<Vec<_>>().join(" "))
+        why.contains("dead since").then(|| unwrapped(&why))
     });
     for part in [
         "account a",
@@ -274,7 +266,7 @@ fn what_waits_for_a_webhook_of_another_account_by_then_is_dead_and_told() {
 }
 
 #[test]
-fn a_backlog_holds_what_its_webhook_may_not_have_any_more_from_it() {
+fn a_backlog_delivers_nothing_of_another_account_after_its_webhook_has_changed() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let id = webhook(&sandbox, &receiver.url("/a"), &["*"], Some("a"));
@@ -284,7 +276,7 @@ fn a_backlog_holds_what_its_webhook_may_not_have_any_more_from_it() {
     succeed(&sandbox, &["webhooks", "pause", &id.to_string()]);
     let held = [("reason", "paused")];
     let mut of_a = Vec::new();
-    wait_until(SOON, "the pause is heard of", || {
+    wait_until(SOON, "the notification of the pause arrives", || {
         let event = of(Event::new("order.paid"), text("a"));
         sandbox.publish(&event);
         of_a.push(event);
@@ -292,7 +284,7 @@ fn a_backlog_holds_what_its_webhook_may_not_have_any_more_from_it() {
     });
     set_account(&sandbox, id, Some("b"));
     let mut of_b = Vec::new();
-    wait_until(SOON, "the new account is heard of", || {
+    wait_until(SOON, "the notification of the new account arrives", || {
         let before = notifier.metric("webhook_deliveries_held_total", &held);
         let event = of(Event::new("order.paid"), text("b"));
         sandbox.publish(&event);
@@ -307,7 +299,7 @@ fn a_backlog_holds_what_its_webhook_may_not_have_any_more_from_it() {
     });
     let last = of_b.pop().expect("the one that was held");
     succeed(&sandbox, &["webhooks", "resume", &id.to_string()]);
-    wait_until(LATER, "what may come has come", || ids_at(&receiver, "/a").contains(&last));
+    wait_until(LATER, "it gets the last event", || ids_at(&receiver, "/a").contains(&last));
     sandbox.wait_drained();
     let got = ids_at(&receiver, "/a");
     let kept = of_a.iter().filter(|event| !got.contains(&event.id)).count();
@@ -317,7 +309,7 @@ fn a_backlog_holds_what_its_webhook_may_not_have_any_more_from_it() {
 }
 
 #[test]
-fn what_an_older_version_parked_is_of_the_account_that_its_body_names() {
+fn a_delivery_parked_by_an_older_version_belongs_to_the_account_in_its_body() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let id = webhook(&sandbox, &receiver.url("/a"), &["*"], Some("a"));

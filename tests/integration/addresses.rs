@@ -1,4 +1,4 @@
-//! Webhook URLs come from strangers: they may lead to the public internet, or where the operator allows,
+//! Webhook URLs are from outsiders: they may lead to the public internet, or where the operator allows,
 //! and nowhere else.
 
 use serde_json::Value;
@@ -7,7 +7,7 @@ use crate::harness::{
     ConnectProxy, DeadLetter, Event, Receiver, SOON, Sandbox, process::Finished, wait_until,
 };
 
-/// Each URL's event is dead at once, for a reason with that text, and nobody was connected to, neither
+/// Each URL's event is dead at once, for a reason with that text, and no connection was made, neither
 /// directly nor through a proxy.
 #[track_caller]
 fn check_rejected(cases: &[(&str, &str)]) {
@@ -56,7 +56,7 @@ fn check_each_rejected(allowed: &str, denied: &str, with_proxy: bool, cases: &[(
     }
     assert_eq!((receiver.connections(), proxy.connections()), (0, 0));
     let log = notifier.stderr().join("\n");
-    assert!(!log.contains("s3cret"), "a password of an URL is in the log");
+    assert!(!log.contains("s3cret"), "a password of a URL is in the log");
     assert_eq!(notifier.metric("webhook_retries_scheduled_total", &[]), 0.0);
     notifier.terminate();
     sandbox.wait_drained();
@@ -101,7 +101,7 @@ fn an_address_that_is_not_allowed_is_rejected_without_a_connection_however_it_is
 }
 
 #[test]
-fn what_is_denied_is_never_reached_whatever_allows_it_and_however_it_is_written() {
+fn a_denied_address_is_never_reached_whatever_allows_it_and_however_it_is_written() {
     let denied = "127.0.0.0/8,::1,10.1.0.0/16,2001:db8:64::/96,2606:4700::/32";
     let loopback = "in DENY_NETWORKS (127.0.0.0/8)";
     check_rejected_with(
@@ -139,7 +139,7 @@ fn what_is_denied_is_never_reached_whatever_allows_it_and_however_it_is_written(
 }
 
 #[test]
-fn a_network_that_is_denied_does_not_take_its_neighbour_along() {
+fn denying_a_network_does_not_deny_its_neighbour() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["here"]);
@@ -158,7 +158,7 @@ fn a_network_that_is_denied_does_not_take_its_neighbour_along() {
 }
 
 #[test]
-fn check_names_the_webhooks_that_lead_where_none_may() {
+fn check_names_the_webhooks_that_lead_to_denied_addresses() {
     let sandbox = Sandbox::new();
     let denied = sandbox.webhook("http://10.1.2.3/", &["*"]);
     sandbox.webhook("http://10.2.0.1/", &["*"]);
@@ -179,7 +179,7 @@ fn check_names_the_webhooks_that_lead_where_none_may() {
 }
 
 #[test]
-fn a_url_that_is_none_is_rejected_and_its_password_is_not_told() {
+fn an_invalid_url_is_rejected_and_its_password_is_not_shown() {
     check_rejected(&[
         ("http://user:s3cret@127.0.0.1:PORT/", "a user name or password"),
         ("http://s3cret@127.0.0.1:PORT/", "a user name or password"),
@@ -198,7 +198,7 @@ fn a_url_that_is_none_is_rejected_and_its_password_is_not_told() {
 }
 
 #[test]
-fn a_network_that_is_allowed_is_reached_and_its_neighbour_is_not() {
+fn an_allowed_network_is_reached_and_its_neighbour_is_not() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["here"]);
@@ -220,7 +220,7 @@ fn a_network_that_is_allowed_is_reached_and_its_neighbour_is_not() {
 }
 
 #[test]
-fn a_name_is_connected_to_at_those_of_its_addresses_that_are_allowed() {
+fn a_name_is_reached_at_its_allowed_addresses_only() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     // If `localhost` is also ::1, that address is skipped.

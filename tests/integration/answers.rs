@@ -1,26 +1,24 @@
-//! What counts as an answer: one that came before the request was read, and one that doesn't quite
-//! conform to the standard; and the messages for what isn't one.
+//! What counts as an answer: also one that is sent before the request was read, and one that doesn't quite
+//! conform to the standard. And the messages if there is none.
 
-use std::{io::Write as _, net::TcpListener, thread};
-
-use tempfile::NamedTempFile;
+use std::{net::TcpListener, thread};
 
 use crate::harness::{
     Authority, Event, Receiver, Reply, SOON, Sandbox, Terminator, Then, Wire, wait_until,
 };
 
-/// A body larger than the buffers between both sides.
+/// An event whose body is larger than the buffers between both sides.
 fn large_event(kind: &str) -> Event {
     let mut event = Event::new(kind);
     event.body = format!(r#"{{"padding": "{}"}}"#, "x".repeat(1_000_000)).into_bytes();
     event
 }
 
-/// Answers when it has read the head, and closes the connection.
-fn hasty(answer: &'static str) -> Wire {
+/// Answers as soon as it has read the head, and closes the connection.
+fn answers_early(answer: &'static str) -> Wire {
     Wire::serving(move |connection| {
         if connection.head().is_some() {
-            connection.say(answer);
+            connection.send(answer);
         }
     })
 }
@@ -30,10 +28,10 @@ const TOO_LARGE: &str = "HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nno."
 const GONE: &str = "HTTP/1.1 410 Gone\r\ncontent-length: 0\r\n\r\n";
 
 #[test]
-fn an_answer_that_came_before_the_body_was_read_counts() {
+fn an_answer_sent_before_the_body_was_read_counts() {
     const TIMES: usize = 60;
     let sandbox = Sandbox::new();
-    let (ok, too_large, gone) = (hasty(OK), hasty(TOO_LARGE), hasty(GONE));
+    let [ok, too_large, gone] = [OK, TOO_LARGE, GONE].map(answers_early);
     sandbox.webhook(&ok.url(), &["ok"]);
     sandbox.webhook(&too_large.url(), &["too.large"]);
     sandbox.webhook(&gone.url(), &["gone"]);
@@ -57,19 +55,17 @@ fn an_answer_that_came_before_the_body_was_read_counts() {
 }
 
 #[test]
-fn it_counts_under_tls_too() {
+fn an_answer_sent_before_the_body_was_read_counts_under_tls_too() {
     const TIMES: usize = 10;
     let authority = Authority::new("a CA of the tests");
-    let hasty = hasty(TOO_LARGE);
-    let terminator = Terminator::before(&hasty.url(), authority.good());
-    let mut trusted = NamedTempFile::new().expect("a file");
-    trusted.write_all(authority.pem().as_bytes()).expect("it is writable");
+    let early = answers_early(TOO_LARGE);
+    let terminator = Terminator::before(&early.url(), authority.good());
+    let trusted = authority.file();
     let sandbox = Sandbox::new();
-    sandbox.webhook(&terminator.url(&hasty.url()), &["*"]);
-    let file = trusted.path().to_str().expect("a plain path");
+    sandbox.webhook(&terminator.url(&early.url()), &["*"]);
     let notifier = sandbox
         .notifier()
-        .env("TLS_CA_FILE", file)
+        .env("TLS_CA_FILE", trusted.path())
         .env("RETRY_SCHEDULE", "100ms")
         .env("CIRCUIT_BREAKER", "off")
         .start();
@@ -85,8 +81,8 @@ fn a_receiver_that_answers_and_then_neither_reads_nor_closes_has_answered() {
     let receiver = Wire::serving(|connection| {
         if connection.head().is_some() {
             connection
-                .say("HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-            connection.stand_still();
+                .send("HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            connection.stall();
         }
     });
     let sandbox = Sandbox::new();
@@ -119,7 +115,7 @@ const HEADS: &[&str] = &[
 ];
 
 #[test]
-fn a_head_that_others_accept_is_accepted_in_whatever_pieces_it_comes() {
+fn a_head_that_curl_accepts_is_accepted_in_whatever_pieces_it_arrives() {
     let receiver = Receiver::answering(|request| {
         let number: usize = request.path[2..].parse().expect("the number of a head");
         let head = format!("HTTP/1.1 200 OK\r\n{}\r\n", HEADS[number]).into_bytes();
@@ -155,7 +151,7 @@ fn a_head_that_others_accept_is_accepted_in_whatever_pieces_it_comes() {
 }
 
 #[test]
-fn each_failure_says_what_the_receivers_owner_has_to_change() {
+fn each_failure_names_what_the_receivers_owner_has_to_change() {
     let receiver = Receiver::answering(|request| match request.path.as_str() {
         "/hang" => Reply::Hang,
         "/close" => Reply::Close,
@@ -187,17 +183,17 @@ fn each_failure_says_what_the_receivers_owner_has_to_change() {
     }
     let notifier =
         sandbox.notifier().env("REQUEST_TIMEOUT", "500ms").env("RETRY_SCHEDULE", "100ms").start();
-    for (kind, url, says) in &cases {
+    for (kind, url, expected) in &cases {
         sandbox.publish(&Event::new(kind));
         let dead = sandbox.take_dead();
         let error = dead.text("x-last-error");
-        assert!(error.contains(says), "{kind} {url}: no {says:?} in {error:?}");
+        assert!(error.contains(expected), "{kind} {url}: no {expected:?} in {error:?}");
     }
     notifier.terminate();
 }
 
 #[test]
-fn a_connection_that_ends_in_the_handshake_is_named() {
+fn a_connection_that_ends_in_the_tls_handshake_is_reported_as_such() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     let server = thread::spawn(move || listener.incoming().take(2).for_each(drop));

@@ -1,4 +1,4 @@
-//! The table of backlogs, and what the commands show of it: pauses, and how many deliveries wait where.
+//! The table of backlogs: its rows, their locks, and the notifications of their changes.
 
 use std::{
     convert::Infallible,
@@ -12,13 +12,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use amiquip::FieldTable;
 use clap::{Args as _, FromArgMatches as _};
 use crossbeam_channel::bounded;
-use serde_json::{Value, json as literal};
 use uuid::Uuid;
 use webhook_notifier::{
-    broker::backlog_queue,
     config::{Config, Settings},
     directory::{Change, Directory},
     metrics::Metrics,
@@ -27,7 +24,7 @@ use webhook_notifier::{
 };
 
 use crate::{
-    commands::{json, succeed},
+    commands::succeed,
     harness::{Event, Receiver, SOON, Sandbox, Servers, wait_until},
 };
 
@@ -38,7 +35,7 @@ fn config(sandbox: &Sandbox) -> Config {
     Settings::from_arg_matches(&matches).expect("a URL").read().expect("a URL")
 }
 
-fn store(sandbox: &Sandbox) -> Store {
+pub(crate) fn store(sandbox: &Sandbox) -> Store {
     Store::new(&config(sandbox)).expect("a URL")
 }
 
@@ -59,7 +56,7 @@ fn seconds_ago(time: SystemTime) -> u64 {
 }
 
 #[test]
-fn a_database_of_the_version_before_keeps_its_rows() {
+fn migrating_an_older_database_keeps_its_rows() {
     let sandbox = Sandbox::bare(&Servers::shared(), 1);
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql");
     let mut names: Vec<_> = fs::read_dir(&root)
@@ -103,7 +100,7 @@ fn a_database_of_the_version_before_keeps_its_rows() {
     let paused = "SELECT id FROM webhooks WHERE paused_at IS NOT NULL";
     assert!(sandbox.database.query(paused, &[]).is_empty());
     assert!(succeed(&sandbox, &["migrate"]).contains("nothing to do"));
-    // By hand, on top of what exists.
+    // A file can also be run by hand, although its objects exist.
     let sql = fs::read_to_string(root.join("008_backlogs.sql")).expect("it can be read");
     sandbox.database.run_script(&sql);
 }
@@ -121,7 +118,7 @@ fn a_backlog_is_opened_noted_closed_and_removed_with_its_queue() {
     assert!(!store.close_backlog("low", webhook).expect("it answers"), "there is none");
     assert!(!store.remove_backlog("low", webhook, never).expect("it answers"), "there is none");
     store.note_backlog("low", webhook, "breaker", "slow", None).expect("it answers");
-    assert_eq!(store.backlogs().expect("it answers"), [], "a note makes none");
+    assert_eq!(store.backlogs().expect("it answers"), [], "a note creates none");
 
     store.open_backlog("low", webhook, "breaker", "prompt").expect("it answers");
     let opened = only(&store);
@@ -138,16 +135,16 @@ fn a_backlog_is_opened_noted_closed_and_removed_with_its_queue() {
     assert_eq!(noted.until, Some(until));
     assert!(seconds_ago(noted.since) >= 3_600, "{noted:?}");
 
-    // Opened by another instance, or once more: it has still waited since then.
+    // If it is opened again, by whichever instance, it keeps the time since which it has waited.
     store.open_backlog("low", webhook, "rate", "prompt").expect("it answers");
     assert_eq!(only(&store), BacklogRow { class: "prompt".to_owned(), ..noted.clone() });
     store.open_backlog("low", webhook, "paused", "prompt").expect("it answers");
-    assert_eq!(only(&store).until, None, "that was another cause's");
+    assert_eq!(only(&store).until, None, "the time belonged to another cause");
     assert_eq!(only(&store).since, noted.since);
     store.restart_backlog("low", webhook).expect("it answers");
     assert!(seconds_ago(only(&store).since) < 30);
 
-    // It is open: nobody may remove it.
+    // While it is open, nobody may remove it.
     assert!(!store.remove_backlog("low", webhook, never).expect("it answers"));
     assert!(store.close_backlog("low", webhook).expect("it answers"));
     assert!(store.close_backlog("low", webhook).expect("it answers"), "twice is once");
@@ -185,10 +182,10 @@ fn a_backlog_that_is_opened_again_is_not_removed() {
 }
 
 #[test]
-fn whoever_opens_a_backlog_waits_while_its_queue_is_deleted() {
+fn opening_a_backlog_waits_while_its_queue_is_deleted() {
     let sandbox = Sandbox::new();
     let store = store(&sandbox);
-    // Whether it is removed in the end or not, it is open for whoever opened it.
+    // It is open in the end, whether it was removed before or not.
     for result in [Ok(()), Err("the broker is away")] {
         let webhook = Uuid::new_v4();
         store.open_backlog("low", webhook, "breaker", "slow").expect("it answers");
@@ -199,21 +196,21 @@ fn whoever_opens_a_backlog_waits_while_its_queue_is_deleted() {
             let opener = scope.spawn(|| {
                 deleting.recv_timeout(SOON).expect("it is being deleted");
                 store.open_backlog("low", webhook, "rate", "prompt").expect("it answers");
-                assert!(is_done.load(Ordering::SeqCst), "it has not waited");
+                assert!(is_done.load(Ordering::SeqCst), "opening did not wait");
             });
             let removed = store.remove_backlog("low", webhook, || {
-                begun.send(()).expect("somebody waits for it");
+                begun.send(()).expect("the opener waits for it");
                 let blocked = "SELECT pid FROM pg_stat_activity
                                WHERE cardinality(pg_blocking_pids(pid)) > 0
                                    AND query LIKE '%INSERT INTO backlogs%'";
-                wait_until(SOON, "the other waits", || {
+                wait_until(SOON, "the opener waits", || {
                     !sandbox.database.query(blocked, &[]).is_empty()
                 });
                 is_done.store(true, Ordering::SeqCst);
                 result
             });
             assert_eq!(removed.is_ok(), result.is_ok(), "{removed:?}");
-            opener.join().expect("it has opened it");
+            opener.join().expect("it opens the backlog");
         });
         let opened = only(&store);
         assert!(!opened.is_closing && opened.cause == "rate", "{opened:?}");
@@ -222,7 +219,7 @@ fn whoever_opens_a_backlog_waits_while_its_queue_is_deleted() {
 }
 
 #[test]
-fn a_locked_row_keeps_nobody_waiting_who_would_remove_it() {
+fn removing_a_backlog_gives_up_while_its_row_is_locked() {
     let sandbox = Sandbox::new();
     let store = store(&sandbox);
     let webhook = Uuid::new_v4();
@@ -244,7 +241,7 @@ fn a_locked_row_keeps_nobody_waiting_who_would_remove_it() {
 }
 
 #[test]
-fn news_of_backlogs_comes_on_a_channel_of_its_own_and_leaves_the_directory_alone() {
+fn changes_of_backlogs_have_a_channel_of_their_own_and_leave_the_directory_alone() {
     let sandbox = Sandbox::new();
     sandbox.webhook("http://127.0.0.1:9/", &["*"]);
     let config = config(&sandbox);
@@ -283,7 +280,7 @@ fn news_of_backlogs_comes_on_a_channel_of_its_own_and_leaves_the_directory_alone
             assert!(removed.expect("it answers"));
         });
 
-        // None of these is notified: the next notification is of the webhook's change that follows.
+        // None of these is notified: the next notification is that of the webhook's pause below.
         open(webhook);
         store.note_backlog(low, webhook, "breaker", "prompt", None).expect("it answers");
         store.restart_backlog(low, webhook).expect("it answers");
@@ -305,7 +302,7 @@ fn news_of_backlogs_comes_on_a_channel_of_its_own_and_leaves_the_directory_alone
 }
 
 #[test]
-fn without_the_trigger_of_backlogs_the_remedy_is_said() {
+fn a_missing_trigger_of_backlogs_is_reported_with_the_remedy() {
     let sandbox = Sandbox::new();
     let store = store(&sandbox);
     assert!(store.hears_changes().expect("it answers").is_ok());
@@ -330,7 +327,7 @@ fn without_the_trigger_of_backlogs_the_remedy_is_said() {
 }
 
 #[test]
-fn the_standing_of_many_webhooks_is_asked_at_once() {
+fn the_standings_of_several_webhooks_are_read_together() {
     let sandbox = Sandbox::new();
     let store = store(&sandbox);
     let ids: Vec<_> = (0..5).map(|_| sandbox.webhook("http://127.0.0.1:9/", &["*"])).collect();
@@ -351,7 +348,7 @@ fn the_standing_of_many_webhooks_is_asked_at_once() {
 }
 
 #[test]
-fn a_time_that_no_number_can_say_breaks_nothing() {
+fn a_time_beyond_the_usual_range_breaks_nothing() {
     let sandbox = Sandbox::new();
     let store = store(&sandbox);
     let receiver = Receiver::new();
@@ -386,203 +383,4 @@ fn a_time_that_no_number_can_say_breaks_nothing() {
     let _notifier = sandbox.notifier().start();
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 1);
-}
-
-/// A webhook with waiting deliveries, as a notifier leaves it. The queue is deleted when this is
-/// dropped.
-pub(crate) struct Waiting<'a> {
-    sandbox: &'a Sandbox,
-    webhook: Uuid,
-    queue: String,
-}
-
-impl<'a> Waiting<'a> {
-    pub(crate) fn new(sandbox: &'a Sandbox, webhook: Uuid, count: usize) -> Self {
-        let queue = backlog_queue(sandbox.queue(), webhook);
-        sandbox.broker.declare(&queue, FieldTable::new()).expect("a queue under a fresh name");
-        let events: Vec<_> = (0..count).map(|_| Event::new("order.paid")).collect();
-        sandbox.broker.publish(&queue, &events);
-        let waiting = Self { sandbox, webhook, queue };
-        waiting.in_the_table(sandbox.queue());
-        waiting
-    }
-
-    fn in_the_table(&self, queue: &str) {
-        self.sandbox.database.execute(
-            "INSERT INTO backlogs (queue, webhook_id, since, cause, class)
-             VALUES ($1, $2, '2026-11-25 02:54:28Z', 'breaker', 'slow')",
-            &[&queue, &self.webhook],
-        );
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let _ = self.sandbox.broker.delete(&self.queue);
-    }
-}
-
-#[track_caller]
-fn json_of(sandbox: &Sandbox, arguments: &[&str]) -> Value {
-    json(&succeed(sandbox, &[arguments, &["--json"]].concat()))
-}
-
-/// The words of a webhook's line in `webhooks list`.
-#[track_caller]
-fn listed(sandbox: &Sandbox, webhook: Uuid) -> Vec<String> {
-    let table = succeed(sandbox, &["webhooks", "list"]);
-    let line = table.lines().find(|line| line.starts_with(&webhook.to_string()));
-    line.expect("it is listed").split_whitespace().map(str::to_owned).collect()
-}
-
-#[test]
-fn webhooks_are_paused_and_resumed_as_often_as_somebody_likes() {
-    let sandbox = Sandbox::new();
-    let webhook = sandbox.webhook("http://127.0.0.1:9/", &["*"]);
-    let id = webhook.to_string();
-    assert_eq!(listed(&sandbox, webhook)[1], "enabled");
-    let paused = json_of(&sandbox, &["webhooks", "pause", &id]);
-    let since = paused["paused_at"].as_str().expect("a time").to_owned();
-    assert_eq!(json_of(&sandbox, &["webhooks", "pause", &id])["paused_at"], since);
-    assert_eq!(listed(&sandbox, webhook)[1], "paused");
-    let shown = succeed(&sandbox, &["webhooks", "show", &id]);
-    assert!(shown.contains(&format!("\npaused           since {since}")), "{shown}");
-    assert_eq!(json_of(&sandbox, &["webhooks", "show", &id])["paused_at"], since);
-
-    // `disabled` takes precedence, and neither changes the other.
-    succeed(&sandbox, &["webhooks", "disable", &id]);
-    assert_eq!(listed(&sandbox, webhook)[1], "disabled");
-    succeed(&sandbox, &["webhooks", "enable", &id]);
-    assert_eq!(listed(&sandbox, webhook)[1], "paused");
-    for _ in 0..2 {
-        let resumed = json_of(&sandbox, &["webhooks", "resume", &id]);
-        assert_eq!(resumed["paused_at"], Value::Null);
-    }
-    assert_eq!(listed(&sandbox, webhook)[1], "enabled");
-    assert!(!succeed(&sandbox, &["webhooks", "show", &id]).contains("\npaused "));
-    for verb in ["pause", "resume"] {
-        let stranger = Uuid::new_v4().to_string();
-        let finished = sandbox.command(&["webhooks", verb, &stranger]);
-        assert_eq!(finished.code, Some(1), "{finished:?}");
-        assert!(finished.stderr.contains(&stranger), "{finished:?}");
-    }
-}
-
-#[test]
-fn what_waits_in_backlogs_is_shown_as_far_as_it_is_known() {
-    let sandbox = Sandbox::new();
-    let calm = sandbox.webhook("http://127.0.0.1:9/calm", &["*"]);
-    let webhook = sandbox.webhook("http://127.0.0.1:9/", &["*"]);
-    let id = webhook.to_string();
-    assert!(!succeed(&sandbox, &["webhooks", "list"]).contains("WAITING"));
-    assert_eq!(json_of(&sandbox, &["webhooks", "show", &id])["backlogs"], literal!([]));
-
-    let queue = sandbox.queue();
-    let waiting = Waiting::new(&sandbox, webhook, 3);
-    let table = succeed(&sandbox, &["webhooks", "list"]);
-    let head: Vec<_> = table.lines().next().expect("a head").split_whitespace().collect();
-    assert_eq!(head, ["ID", "STATE", "WAITING", "FAILING", "SINCE", "URL", "EVENTS"]);
-    assert_eq!(listed(&sandbox, webhook)[1..3], ["failing", "3"]);
-    assert_eq!(listed(&sandbox, calm)[1..3], ["enabled", "-"]);
-    let shown = succeed(&sandbox, &["webhooks", "show", &id]);
-    let line = format!("backlog          {queue}: 3 waiting since 2026-11-25T02:54:28Z, breaker");
-    assert!(shown.lines().any(|shown| shown == line), "no {line} in {shown}");
-    let until = "UPDATE backlogs SET until = '9000-01-01 00:00:00Z'";
-    sandbox.database.execute(until, &[]);
-    let shown = succeed(&sandbox, &["webhooks", "show", &id]);
-    let line = format!("{line}, next attempt at 9000-01-01T00:00:00Z");
-    assert!(shown.lines().any(|shown| shown == line), "no {line} in {shown}");
-    let backlog = literal!({
-        "queue": queue, "waiting": 3, "since": "2026-11-25T02:54:28Z", "cause": "breaker",
-        "class": "slow", "until": "9000-01-01T00:00:00Z",
-    });
-    let shown = json_of(&sandbox, &["webhooks", "show", &id]);
-    assert_eq!(shown["backlogs"], literal!([backlog]));
-    let list = json_of(&sandbox, &["webhooks", "list"]);
-    assert_eq!(list[1], shown);
-    assert_eq!(list[0]["backlogs"], literal!([]));
-
-    // A queue that doesn't exist, which doesn't affect the numbers of the others.
-    waiting.in_the_table("aaa");
-    let shown = succeed(&sandbox, &["webhooks", "show", &id]);
-    for part in ["aaa: ? waiting since 2026", &format!("{queue}: 3 waiting")] {
-        assert!(shown.contains(part), "no {part} in {shown}");
-    }
-    assert_eq!(listed(&sandbox, webhook)[2], "?");
-    let backlogs = json_of(&sandbox, &["webhooks", "show", &id])["backlogs"].take();
-    assert_eq!((&backlogs[0]["waiting"], &backlogs[1]["waiting"]), (&Value::Null, &literal!(3)));
-
-    // Without a broker.
-    let command = |arguments: &[&str]| {
-        let launch = sandbox.launch(arguments).env("AMQP_URL", "amqp://127.0.0.1:9");
-        let finished = launch.spawn().finish(SOON);
-        assert_eq!(finished.code, Some(0), "{finished:?}");
-        assert!(finished.stderr.contains("is not known: RabbitMQ at 127.0.0.1:9"), "{finished:?}");
-        finished
-    };
-    assert!(command(&["webhooks", "list"]).stdout.contains(" ? "));
-    let shown = json(&command(&["webhooks", "show", &id, "--json"]).stdout);
-    assert_eq!(shown["backlogs"][1]["waiting"], Value::Null);
-    let said = command(&["webhooks", "disable", &id, "--dry-run"]).stdout;
-    assert!(said.starts_with("an unknown number of deliveries waits in its backlogs"), "{said}");
-    let disabled = command(&["webhooks", "disable", &id]);
-    assert!(disabled.stderr.contains("an unknown number"), "{disabled:?}");
-}
-
-#[test]
-fn what_would_be_dropped_is_said_before_and_on_a_dry_run_nothing_is_done() {
-    let sandbox = Sandbox::new();
-    let webhook = sandbox.webhook("http://127.0.0.1:9/", &["*"]);
-    let id = webhook.to_string();
-    let row = || -> String {
-        let rows = sandbox.database.query("SELECT w::text FROM webhooks AS w", &[]);
-        rows[0].get(0)
-    };
-    let before = row();
-    let none = "the delivery log knows none that waits for its next attempt: such a delivery is dropped \
-                when it is due";
-    for (verb, end) in [("disable", ", unless the webhook is enabled by then"), ("remove", "")] {
-        let said = succeed(&sandbox, &["webhooks", verb, &id, "--dry-run"]);
-        assert_eq!(said, format!("nothing waits in its backlogs\n{none}{end}"));
-    }
-    // Two wait for their next attempt; that of the third was due.
-    let log = "INSERT INTO delivery_attempts
-                   (at, event_id, event_type, webhook_id, queue, outcome, attempt, detail, next_attempt_at)
-               SELECT now() - interval '1 min' * n, 'e' || n % 3, 't', $1, 'q', 'failed', n, 'x',
-                   now() + interval '1 min' * (5 - 2 * n)
-               FROM generate_series(1, 3) AS n";
-    sandbox.database.execute(log, &[&webhook]);
-    let retries = "2 deliveries wait for their next attempt, by the delivery log: each is dropped when it is \
-                   due";
-    let waiting = Waiting::new(&sandbox, webhook, 1_234);
-    for verb in ["disable", "remove"] {
-        let said = succeed(&sandbox, &["webhooks", verb, &id, "--dry-run"]);
-        let (in_backlogs, waits) = said.split_once('\n').expect("two lines");
-        assert_eq!(in_backlogs, "1,234 deliveries wait in its backlogs, and would be dropped");
-        assert!(waits.starts_with(retries), "{said}");
-        let said = json_of(&sandbox, &["webhooks", verb, &id, "--dry-run"]);
-        assert_eq!(
-            (&said["id"], &said["backlogs"][0]["waiting"], &said["retries"]),
-            (&literal!(id), &literal!(1_234), &literal!(2))
-        );
-        let unlogged = ["webhooks", verb, &id, "--dry-run", "--delivery-log", "off"];
-        let said = succeed(&sandbox, &unlogged);
-        assert!(said.contains("wait for their next attempt are not counted"), "{said}");
-        let stranger = Uuid::new_v4().to_string();
-        let finished = sandbox.command(&["webhooks", verb, &stranger, "--dry-run"]);
-        assert_eq!(finished.code, Some(1), "{finished:?}");
-    }
-    assert_eq!(row(), before);
-    for verb in ["disable", "remove"] {
-        let finished = sandbox.command(&["webhooks", verb, &id, "--json"]);
-        assert_eq!(finished.code, Some(0), "{finished:?}");
-        let said = "1,234 deliveries wait in its backlogs, and will be dropped";
-        assert!(finished.stderr.contains(said), "{finished:?}");
-        assert!(finished.stderr.contains(retries), "{finished:?}");
-        assert_eq!(json(&finished.stdout)["id"], id);
-    }
-    assert!(sandbox.database.query("SELECT id FROM webhooks", &[]).is_empty());
-    // The rows of its backlogs remain: they say that there are queues.
-    assert_eq!(store(&sandbox).backlogs().expect("it answers").len(), 1);
-    drop(waiting);
 }

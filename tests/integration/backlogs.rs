@@ -1,4 +1,5 @@
-//! What a receiver can't take now waits in its own queue, and is delivered in order as soon as possible.
+//! Deliveries that a receiver can't take now wait in a queue of their own, its backlog, and are made in
+//! order as soon as possible.
 
 mod customer;
 mod drains;
@@ -49,10 +50,10 @@ fn wait_held(notifier: &Notifier, sandbox: &Sandbox, count: usize) {
     wait_until(SOON, &format!("{count} are held back"), || {
         held(notifier, sandbox.queue()) >= count as f64
     });
-    assert_eq!(held(notifier, sandbox.queue()), count as f64, "one move each");
+    assert_eq!(held(notifier, sandbox.queue()), count as f64, "each is moved once");
 }
 
-/// The age of the oldest delivery in a wait queue.
+/// The age of the oldest parked delivery, in seconds; 0 if there is none.
 fn oldest_parked(notifier: &Notifier, sandbox: &Sandbox) -> f64 {
     let oldest =
         |queue: &str| notifier.metric("webhook_oldest_waiting_seconds", &[("queue", queue)]);
@@ -64,8 +65,8 @@ fn backlog(sandbox: &Sandbox, webhook: Uuid) -> String {
     format!("webhooks.backlog.{}.{webhook}", sandbox.queue())
 }
 
-/// The breaker opens at the second failed event, once the first is a second old, and stays open for a
-/// minute. A failed attempt waits for the same time.
+/// The breaker opens when a second event fails at least a second after the first, and stays open for a
+/// minute. A failed delivery waits for a minute, too.
 fn with_a_breaker_for_a_minute(sandbox: &Sandbox) -> Launch {
     sandbox.notifier().env("CIRCUIT_BREAKER", "1,1m,1m").env("RETRY_SCHEDULE", "1m,repeat")
 }
@@ -84,14 +85,8 @@ fn open_breaker(sandbox: &Sandbox, notifier: &Notifier) -> Vec<Event> {
     published
 }
 
-/// How many lines on stderr contain all of these.
-fn count_lines(notifier: &Notifier, parts: &[&str]) -> usize {
-    let holds_all = |line: &&String| parts.iter().all(|part| line.contains(part));
-    notifier.stderr().iter().filter(holds_all).count()
-}
-
 #[test]
-fn what_a_receiver_has_missed_comes_once_and_in_order_within_seconds_of_its_return() {
+fn a_receiver_gets_what_it_missed_once_and_in_order_within_seconds_of_its_return() {
     let sandbox = Sandbox::alone(1);
     let customer = Customer::new(Manner::AT_ONCE);
     sandbox.webhook(&customer.url(), &["*"]);
@@ -110,47 +105,49 @@ fn what_a_receiver_has_missed_comes_once_and_in_order_within_seconds_of_its_retu
     });
     let late = publish(&sandbox, 100);
     events.extend(late.iter().cloned());
-    wait_until(SOON, "they wait", || held(&notifier, sandbox.queue()) >= held_before + 200.0);
+    wait_until(SOON, "all are held back", || {
+        held(&notifier, sandbox.queue()) >= held_before + 200.0
+    });
     let refused = customer.requests() - 20;
 
     customer.becomes(Manner::takes(5));
     let returned = Instant::now();
     let outage = returned - left;
-    wait_until(SOON, "they come", || customer.accepted_of(&late) > 0);
+    wait_until(SOON, "the first of them arrives", || customer.accepted_of(&late) > 0);
     // These queue behind the waiting ones.
     events.extend(publish(&sandbox, 50));
     customer.wait_accepted(SOON, &late);
     let took = returned.elapsed();
-    // It is probed after at most a quarter of the outage, and then needs some seconds for what it
-    // missed.
+    // A probe is made after at most a quarter of the outage. Then the receiver needs some seconds for the events
+    // that it missed.
     assert!(took < outage / 4 + Duration::from_secs(5), "{took:?} after {outage:?}");
-    // A failed attempt waits according to the schedule: up to 16 s.
+    // A failed delivery waits according to the schedule: up to 16 s.
     customer.wait_accepted(SOON, &events);
     notifier.wait_metric("webhook_request_success_total", &[], events.len() as f64);
     customer.assert_each_once(&events);
-    // This many may be reordered on the way in, and on the way out.
+    // Up to a capacity may be reordered on the way into the backlog, and again on the way out.
     customer.assert_in_order(&events, 2 * CAPACITY);
 
     let failures = notifier.metric("webhook_request_failure_total", &[]);
     assert_eq!(failures, (customer.requests() - events.len()) as f64);
     assert!(failures >= refused as f64);
     let retries = notifier.metric("webhook_retries_scheduled_total", &[]);
-    assert_eq!(retries, failures, "one wait for each failed attempt, and no other");
-    assert!(held(&notifier, sandbox.queue()) <= events.len() as f64, "one move each");
-    assert!(held(&notifier, &sandbox.retry_queue()) <= retries, "one move for each retry");
+    assert_eq!(retries, failures, "each failed attempt is parked once, and nothing else is");
+    assert!(held(&notifier, sandbox.queue()) <= events.len() as f64, "each is moved at most once");
+    assert!(held(&notifier, &sandbox.retry_queue()) <= retries, "each retry at most once");
     let from_backlog = format!("{}.backlog", sandbox.queue());
-    assert_eq!(held(&notifier, &from_backlog), 0.0, "nothing goes round");
+    assert_eq!(held(&notifier, &from_backlog), 0.0, "nothing returns to the backlog");
     notifier.terminate();
     sandbox.wait_drained();
     customer.assert_each_once(&events);
 }
 
 #[test]
-fn a_burst_for_a_receiver_at_its_first_contact_is_neither_parked_nor_in_the_way_of_a_neighbour() {
+fn a_burst_for_a_new_receiver_is_not_parked_and_delays_no_neighbour() {
     let sandbox = Sandbox::alone(1);
-    let far = Customer::new(Manner::takes(300));
+    let distant = Customer::new(Manner::takes(300));
     let near = Customer::new(Manner::AT_ONCE);
-    sandbox.webhook(&far.url(), &["order.paid"]);
+    sandbox.webhook(&distant.url(), &["order.paid"]);
     sandbox.webhook(&near.url(), &["near"]);
     let notifier = sandbox.notifier().start();
     let near_event = || Event::new("near");
@@ -167,17 +164,17 @@ fn a_burst_for_a_receiver_at_its_first_contact_is_neither_parked_nor_in_the_way_
         near.wait_accepted(SOON, std::slice::from_ref(&event));
         slowest = slowest.max(published.elapsed());
         neighbours += 1;
-        far.accepted_of(&events) == 100
+        distant.accepted_of(&events) == 100
     });
-    // It is far less, except on a busy machine.
-    assert!(slowest < Duration::from_secs(2), "a neighbour's event came after {slowest:?}");
-    assert!(neighbours >= 5, "{neighbours} came meanwhile");
-    far.assert_each_once(&events);
-    far.assert_in_order(&events, CAPACITY);
+    // Usually milliseconds; more only on a busy machine.
+    assert!(slowest < Duration::from_secs(2), "a neighbour's event arrived after {slowest:?}");
+    assert!(neighbours >= 5, "only {neighbours} events of the neighbour meanwhile");
+    distant.assert_each_once(&events);
+    distant.assert_in_order(&events, CAPACITY);
     notifier.wait_metric("webhook_request_success_total", &[], 101.0 + f64::from(neighbours));
     assert_eq!(notifier.metric("webhook_retries_scheduled_total", &[]), 0.0);
     assert_eq!(oldest_parked(&notifier, &sandbox), 0.0);
-    assert!(held(&notifier, sandbox.queue()) <= 100.0, "one move each");
+    assert!(held(&notifier, sandbox.queue()) <= 100.0, "each is moved at most once");
     assert_eq!(held(&notifier, &sandbox.retry_queue()), 0.0);
     notifier.terminate();
     sandbox.wait_drained();
@@ -207,7 +204,7 @@ fn now_millis() -> i64 {
 }
 
 #[test]
-fn what_an_older_version_has_parked_is_delivered_at_once_or_by_way_of_the_backlog() {
+fn deliveries_parked_by_an_older_version_arrive_at_once_or_through_the_backlog() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::AT_ONCE);
     let paused = Customer::new(Manner::AT_ONCE);
@@ -222,7 +219,7 @@ fn what_an_older_version_has_parked_is_delivered_at_once_or_by_way_of_the_backlo
     sandbox.broker.publish(&sandbox.retry_queue(), &[&later[..], &at_once[..]].concat());
 
     customer.wait_accepted(SOON, &at_once);
-    // Half of them haven't been attempted.
+    // Half of them were never attempted, and count for the event queue.
     let paused_in = |queue: &str| held_because(&notifier, queue, "paused");
     wait_until(SOON, "the others wait", || {
         paused_in(&sandbox.retry_queue()) == 5.0 && paused_in(sandbox.queue()) == 5.0
@@ -238,7 +235,7 @@ fn what_an_older_version_has_parked_is_delivered_at_once_or_by_way_of_the_backlo
 }
 
 #[test]
-fn what_becomes_too_old_in_a_backlog_is_dead_while_the_breaker_is_open() {
+fn a_delivery_that_becomes_too_old_in_a_backlog_is_dead_while_the_breaker_is_open() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::Refuses(503));
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -251,14 +248,14 @@ fn what_becomes_too_old_in_a_backlog_is_dead_while_the_breaker_is_open() {
     let ids: BTreeSet<_> = waiting.iter().map(|event| event.id.as_str()).collect();
 
     let mut letters = Vec::new();
-    wait_until(SOON, "they die", || {
+    wait_until(SOON, "all are dead", || {
         letters.extend(sandbox.broker.take_all(&sandbox.dead_queue()).expect("it answers"));
         letters
             .retain(|letter| attempted.iter().all(|event| event.id != letter.text("x-event-id")));
         letters.len() >= waiting.len()
     });
-    let is_asked = || customer.arrivals().iter().any(|one| ids.contains(one.id.as_str()));
-    assert!(!is_asked(), "and are not attempted");
+    let was_attempted = || customer.arrivals().iter().any(|one| ids.contains(one.id.as_str()));
+    assert!(!was_attempted(), "none was attempted");
     assert_eq!(letters.len(), waiting.len());
     assert_eq!(ids, letters.iter().map(|letter| letter.text("x-event-id")).collect());
     for letter in &letters {
@@ -268,12 +265,12 @@ fn what_becomes_too_old_in_a_backlog_is_dead_while_the_breaker_is_open() {
         assert!(letter.text("x-last-error").starts_with("no attempt yet"), "{letter:?}");
     }
     let backlog = backlog(&sandbox, webhook);
-    wait_until(SOON, "nothing waits", || sandbox.broker.ready(&backlog) == Some(0));
-    holds_for(Duration::from_millis(300), "it is not asked", || !is_asked());
+    wait_until(SOON, "the backlog is empty", || sandbox.broker.ready(&backlog) == Some(0));
+    holds_for(Duration::from_millis(300), "none is attempted", || !was_attempted());
 }
 
 #[test]
-fn what_the_broker_took_back_often_at_the_head_of_a_backlog_is_attempted_later_and_not_dropped() {
+fn the_head_of_a_backlog_that_was_returned_often_is_attempted_later_and_not_dropped() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::AT_ONCE);
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -285,13 +282,13 @@ fn what_the_broker_took_back_often_at_the_head_of_a_backlog_is_attempted_later_a
     notifier.terminate();
     let backlog = backlog(&sandbox, webhook);
     wait_until(SOON, "all wait", || sandbox.broker.ready(&backlog) == Some(3));
-    sandbox.broker.take_back(&backlog, 15);
+    sandbox.broker.bounce_by_consumer(&backlog, 15);
     pauses::set_paused(&sandbox, webhook, false);
 
     let notifier = launch().start();
     customer.wait_accepted(SOON, &events[1..]);
     let from_backlog = format!("{}.backlog", sandbox.queue());
-    wait_until(SOON, "the first waits", || {
+    wait_until(SOON, "the first is held back", || {
         held_because(&notifier, &from_backlog, "interrupted") == 1.0
     });
     assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(0));

@@ -1,4 +1,4 @@
-//! What RabbitMQ has to permit: exactly the documented permissions are enough, and `check` says what is
+//! What RabbitMQ has to permit: exactly the documented permissions are enough, and `check` reports what is
 //! missing.
 
 use amiquip::{AmqpValue, FieldTable};
@@ -33,11 +33,11 @@ fn check(sandbox: &Sandbox, vhost: &Vhost<'_>) -> Finished {
 }
 
 #[track_caller]
-fn assert_fails(finished: &Finished, subject: &str, says: &[&str]) {
+fn assert_fails(finished: &Finished, subject: &str, expected: &[&str]) {
     assert_eq!(finished.code, Some(1), "{finished:?}");
     let failures = finished.stdout.lines().filter(|line| line.starts_with("FAIL"));
     let about: Vec<_> = failures.filter(|line| line.contains(subject)).collect();
-    for part in says {
+    for part in expected {
         assert!(
             about.iter().any(|line| line.contains(part)),
             "no {part:?} in {about:?}: {finished:?}"
@@ -49,15 +49,14 @@ fn assert_fails(finished: &Finished, subject: &str, says: &[&str]) {
 fn the_documented_rights_are_enough_to_deliver_retry_dead_letter_and_keep_backlogs() {
     let fault = FaultServers::share();
     let vhost = Vhost::new(&fault);
-    let sandbox = Sandbox::bare(&vhost.servers, 1);
-    assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
+    let sandbox = Sandbox::without_queues(&vhost.servers, 1);
     let rights = documented_rights(&sandbox);
     vhost.grant(rights.each_ref().map(String::as_str));
 
     // First nothing exists, and afterwards everything does.
     let finished = check(&sandbox, &vhost);
     assert_eq!(finished.code, Some(0), "{finished:?}");
-    assert_eq!(sandbox.broker.ready(sandbox.queue()), None, "`check` makes nothing");
+    assert_eq!(sandbox.broker.ready(sandbox.queue()), None, "`check` creates no queue");
     let receiver = Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
         ("/retried", 1) | ("/dead", 1 | 2) => Reply::Status(500),
         _ => Reply::Status(200),
@@ -115,7 +114,7 @@ fn check_says_which_right_is_missing_and_how_it_is_granted() {
     let sandbox = Sandbox::on(&vhost.servers, 1);
     let queue = format!("to read queue {:?}", sandbox.queue());
     let grants = "rabbitmqctl set_permissions -p";
-    for (rights, says) in [
+    for (rights, expected) in [
         (["^$", "^$", "^$"], vec!["to configure", "to write", "to read", grants]),
         ([".*", ".*", r"^(webhooks\..*|.*\.(retry|dead))$"], vec![&queue, grants]),
         (
@@ -134,10 +133,10 @@ fn check_says_which_right_is_missing_and_how_it_is_granted() {
     ] {
         vhost.grant(rights);
         let finished = check(&sandbox, &vhost);
-        assert_fails(&finished, "rights", &says);
+        assert_fails(&finished, "rights", &expected);
         let ready = |queue: &str| sandbox.broker.ready(queue);
         assert_eq!(ready(sandbox.queue()), Some(0));
-        assert_eq!(ready(&sandbox.retry_queue()), None, "`check` makes nothing");
+        assert_eq!(ready(&sandbox.retry_queue()), None, "`check` creates no queue");
     }
 
     vhost.grant([".*", ".*", ".*"]);
@@ -170,7 +169,7 @@ fn check_says_that_a_virtual_host_has_no_room_for_the_queues() {
     vhost.limit_queues(-1);
     let finished = check(&sandbox, &vhost);
     assert_eq!(finished.code, Some(0), "{finished:?}");
-    assert_eq!(sandbox.broker.ready(&sandbox.retry_queue()), None, "`check` makes nothing");
+    assert_eq!(sandbox.broker.ready(&sandbox.retry_queue()), None, "`check` creates no queue");
 
     // Without backlogs everything is delivered, too.
     sandbox.notifier().start().terminate();
@@ -181,9 +180,8 @@ fn check_says_that_a_virtual_host_has_no_room_for_the_queues() {
 }
 
 #[test]
-fn a_stream_as_event_queue_is_told_by_check_and_by_run_and_costs_nothing_once_it_is_gone() {
-    let sandbox = Sandbox::bare(&Servers::shared(), 2);
-    assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
+fn a_stream_as_event_queue_is_reported_by_check_and_run_until_it_is_gone() {
+    let sandbox = Sandbox::without_queues(&Servers::shared(), 2);
     let stream = AmqpValue::LongString("stream".to_owned());
     let arguments = FieldTable::from([("x-queue-type".to_owned(), stream)]);
     sandbox.broker.declare(sandbox.queue(), arguments).expect("a fresh name");

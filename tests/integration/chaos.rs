@@ -1,8 +1,8 @@
-//! Everything fails, in an order drawn from a seed, while events flow; at the end the ledger says where
-//! each event went.
+//! While events flow, everything fails, in an order that a seed determines. At the end a ledger accounts
+//! for each event.
 //!
-//! `make chaos` runs it for longer, with the release binary, as set by DURATION, RATE and SEED; with
-//! CLUSTER=yes, the faults strike a cluster. `soak` and `drain` are other long tests: of steady load,
+//! `make chaos` runs it for longer, with the release binary; DURATION, RATE and SEED set the details, and
+//! with CLUSTER=yes the faults strike a cluster. `soak` and `drain` are other long tests: of steady load,
 //! and of kills while a backlog drains.
 
 mod settings;
@@ -29,12 +29,12 @@ use plan::{Fault, Plan};
 use settings::Settings;
 use stage::{Played, Stage};
 
-/// Printed when no more faults will come. From then on it waits, for minutes, for what its receivers
-/// have yet to get: scripts/test.sh continues meanwhile.
+/// Printed when no more faults will follow. Then the test waits for minutes, until its receivers have
+/// everything: scripts/test.sh continues meanwhile.
 const QUIET: &str = "chaos: all faults have struck";
 
 #[test]
-fn nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks() {
+fn nothing_promised_is_lost_and_every_repeat_has_a_cause_whatever_breaks() {
     let settings = Settings::from_environment("60s", "100");
     let faults = if settings.is_cluster { &Fault::OF_CLUSTERS[..] } else { &Fault::ALL };
     eprintln!("DURATION={:?} RATE={} SEED={}", settings.duration, settings.rate, settings.seed);
@@ -51,7 +51,7 @@ fn nothing_promised_is_lost_and_no_repeat_lacks_a_cause_whatever_breaks() {
     conclude(&settings, "chaos", stage.finish());
 }
 
-/// Prints the ledger, and fails if it isn't as it should be.
+/// Prints the report, and fails if the run has problems.
 #[track_caller]
 fn conclude(settings: &Settings, target: &str, played: Played) {
     let ledger = Ledger::of(&played.history);
@@ -67,7 +67,7 @@ fn conclude(settings: &Settings, target: &str, played: Played) {
     problems.extend(ledger.examples);
     let cluster = if settings.is_cluster { "CLUSTER=yes " } else { "" };
     panic!(
-        "{}\nwhat the notifiers logged: {}\nagain: make {target} {cluster}SEED={} RATE={} DURATION={}s",
+        "{}\nlogs of the notifiers: {}\nto run it again: make {target} {cluster}SEED={} RATE={} DURATION={}s",
         problems.join("\n"),
         path.display(),
         settings.seed,

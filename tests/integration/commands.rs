@@ -73,13 +73,13 @@ fn webhooks_are_added_listed_shown_disabled_and_removed() {
 }
 
 #[test]
-fn a_webhook_that_is_not_there_or_cannot_be_is_an_error() {
+fn an_unknown_or_invalid_webhook_is_an_error() {
     let sandbox = Sandbox::new();
-    let stranger = Uuid::new_v4().to_string();
+    let unknown = Uuid::new_v4().to_string();
     for verb in ["show", "enable", "disable", "remove"] {
-        let finished = sandbox.command(&["webhooks", verb, &stranger]);
+        let finished = sandbox.command(&["webhooks", verb, &unknown]);
         assert_eq!(finished.code, Some(1), "{verb}: {finished:?}");
-        assert!(finished.stderr.contains(&stranger), "{verb}: {finished:?}");
+        assert!(finished.stderr.contains(&unknown), "{verb}: {finished:?}");
         let finished = sandbox.command(&["webhooks", verb, "not-an-id"]);
         assert_eq!(finished.code, Some(2), "{verb}: {finished:?}");
     }
@@ -97,12 +97,12 @@ fn a_webhook_that_is_not_there_or_cannot_be_is_an_error() {
 }
 
 #[test]
-fn what_publish_sends_listen_receives_by_way_of_the_notifier() {
+fn an_event_sent_by_publish_reaches_listen_through_the_notifier() {
     let sandbox = Sandbox::new();
     let listen =
         ["listen", "--addr", "127.0.0.1:0", "--fail-first", "2", "--status", "418", "--json"];
     let mut listener = sandbox.launch(&listen).spawn();
-    let address = wait_for(SOON, "listen says its address", || {
+    let address = wait_for(SOON, "listen prints its address", || {
         let lines = [listener.stdout(), listener.stderr()].concat();
         let text = lines.join(" ");
         let at = text.find("127.0.0.1:")?;
@@ -139,7 +139,7 @@ fn what_publish_sends_listen_receives_by_way_of_the_notifier() {
 }
 
 #[test]
-fn publish_makes_sample_events_and_is_sure_that_they_arrived() {
+fn publish_makes_sample_events_and_waits_for_their_confirms() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -163,7 +163,7 @@ fn publish_makes_sample_events_and_is_sure_that_they_arrived() {
     assert!(finished.stderr.contains(&nowhere), "{finished:?}");
     assert!(finished.stderr.contains("there is no such queue"), "{finished:?}");
 
-    // One that is there is not said to be missing.
+    // One that exists is not reported as missing.
     let full = format!("{}_full", sandbox.queue());
     let arguments = FieldTable::from([
         ("x-max-length".to_owned(), AmqpValue::LongInt(0)),
@@ -178,14 +178,14 @@ fn publish_makes_sample_events_and_is_sure_that_they_arrived() {
 }
 
 #[track_caller]
-fn assert_failed_check(finished: &Finished, says: &str) {
+fn assert_failed_check(finished: &Finished, expected: &str) {
     assert_eq!(finished.code, Some(1), "{finished:?}");
     let text = format!("{}\n{}", finished.stdout, finished.stderr);
-    assert!(text.contains(says), "no {says:?} in {text}");
+    assert!(text.contains(expected), "no {expected:?} in {text}");
 }
 
 #[test]
-fn check_finds_nothing_wrong_where_nothing_is() {
+fn check_succeeds_where_nothing_is_wrong() {
     let sandbox = Sandbox::new();
     sandbox.webhook("https://93.184.215.14/", &["*"]);
     let text = succeed(&sandbox, &["check"]);
@@ -212,25 +212,25 @@ fn a_warning_of_check_begins_with_a_word_of_its_own_and_is_no_failure() {
 }
 
 #[test]
-fn check_says_of_a_queue_that_cannot_be_had_what_is_wrong_and_goes_on_with_the_others() {
+fn check_says_why_a_queue_is_unusable_and_continues_with_the_others() {
     let sandbox = Sandbox::new();
     let bad = format!("{}.retry", sandbox.queue());
     sandbox.broker.declare(&bad, FieldTable::new()).expect("a new queue");
     let finished = sandbox.command(&["check", "--json"]);
     sandbox.broker.delete(&bad).expect("it is there");
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    let told = json(&finished.stdout);
-    let checks = told["checks"].as_array().expect("a list");
+    let output = json(&finished.stdout);
+    let checks = output["checks"].as_array().expect("a list");
     let of = |queue: &str| {
         let name = format!("queue {queue}");
         let mut found = checks.iter().filter(|check| check["name"] == name.as_str());
-        found.next().unwrap_or_else(|| panic!("no {name} in {told}"))
+        found.next().unwrap_or_else(|| panic!("no {name} in {output}"))
     };
-    assert_eq!(of(&bad)["ok"], false, "{told}");
+    assert_eq!(of(&bad)["ok"], false, "{output}");
     let detail = of(&bad)["detail"].as_str().expect("text");
-    assert!(detail.contains("exists with other arguments"), "{told}");
+    assert!(detail.contains("exists with other arguments"), "{output}");
     for other in [sandbox.queue(), "webhooks.orphaned"] {
-        assert_eq!(of(other)["ok"], true, "{told}");
+        assert_eq!(of(other)["ok"], true, "{output}");
     }
 }
 
@@ -243,14 +243,14 @@ fn check_says_that_the_tables_are_missing() {
 #[test]
 fn check_says_what_is_wrong_and_what_to_do() {
     let sandbox = Sandbox::new();
-    let nobody = Receiver::new();
+    let refusing = Receiver::new();
     let no_broker = sandbox
         .launch(&["check"])
-        .env("AMQP_URL", nobody.refusing_url().replace("http:", "amqp:"))
+        .env("AMQP_URL", refusing.refusing_url().replace("http:", "amqp:"))
         .env("AMQP_RETRY_DELAY", "100ms");
     assert_failed_check(&no_broker.spawn().finish(SOON), "AMQP_URL");
 
-    let mut url = Url::parse(sandbox.database.url()).expect("an URL");
+    let mut url = Url::parse(sandbox.database.url()).expect("a URL");
     url.set_path("/no_such_database");
     let no_database = sandbox.launch(&["check"]).env("DATABASE_URL", url.as_str());
     assert_failed_check(&no_database.spawn().finish(SOON), "no_such_database");

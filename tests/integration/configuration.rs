@@ -1,6 +1,6 @@
 //! Invalid settings end the start before anything is connected.
 
-use crate::harness::{SOON, notifier::Launch};
+use crate::harness::{SOON, notifier::Launch, unwrapped};
 
 const PASSWORD: &str = "s3cret-Pa55word";
 
@@ -24,7 +24,7 @@ fn check_refused(launch: Launch, variable: &str, what: &str) {
 }
 
 #[test]
-fn a_value_that_cannot_be_meant_is_one_line_that_names_its_variable() {
+fn an_invalid_value_is_reported_in_one_line_that_names_its_variable() {
     let cases = [
         ("AMQP_URL", ""),
         ("AMQP_URL", "garbage"),
@@ -94,7 +94,7 @@ fn a_drain_shorter_than_a_request_is_refused_by_either_variable() {
 }
 
 #[test]
-fn a_flag_is_the_twin_of_its_variable_and_wins() {
+fn a_flag_sets_the_same_as_its_variable_and_takes_precedence() {
     let contradiction = launch(&["run", "--prefetch-count", "0"]).env("PREFETCH_COUNT", "5");
     let finished = contradiction.spawn().finish(SOON);
     assert_eq!(finished.code, Some(2), "{finished:?}");
@@ -140,8 +140,7 @@ fn help_names_every_variable_and_its_default_and_no_password() {
     assert_eq!(finished.code, Some(0), "{finished:?}");
     let help = finished.stdout;
     assert!(!help.contains(PASSWORD), "{help}");
-    // However the text is wrapped.
-    let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = unwrapped(&help);
     for (variable, default) in defaults {
         assert!(words.contains(variable), "{variable} is not in {help}");
         if !default.is_empty() {

@@ -22,9 +22,9 @@ use crate::harness::{
 
 const PASSWORD: &str = "s3cret-Pa55word";
 
-/// A start that must fail: exit code 1, and one line that says why.
+/// A start that must fail: exit code 1, and one line with the reason.
 #[track_caller]
-fn check_no_start(sandbox: &Sandbox, amqp_url: &str, says: &str) {
+fn check_no_start(sandbox: &Sandbox, amqp_url: &str, expected: &str) {
     let finished = sandbox
         .notifier()
         .env("AMQP_URL", amqp_url)
@@ -35,7 +35,7 @@ fn check_no_start(sandbox: &Sandbox, amqp_url: &str, says: &str) {
     assert_eq!(finished.code, Some(1), "{finished:?}");
     let errors: Vec<_> = finished.stderr.lines().filter(|line| line.contains("ERROR")).collect();
     assert_eq!(errors.len(), 1, "{finished:?}");
-    assert!(errors[0].to_lowercase().contains(says), "no {says:?} in {errors:?}");
+    assert!(errors[0].to_lowercase().contains(expected), "no {expected:?} in {errors:?}");
     assert!(!finished.stderr.contains(PASSWORD), "{finished:?}");
     assert!(!finished.stdout.contains(PASSWORD), "{finished:?}");
 }
@@ -43,8 +43,8 @@ fn check_no_start(sandbox: &Sandbox, amqp_url: &str, says: &str) {
 #[test]
 fn without_a_broker_the_start_fails_after_the_attempts_with_one_clear_line() {
     let sandbox = Sandbox::new();
-    let nobody = Receiver::new();
-    let mut url = Url::parse(&nobody.refusing_url().replace("http:", "amqp:")).expect("an URL");
+    let refusing = Receiver::new();
+    let mut url = Url::parse(&refusing.refusing_url().replace("http:", "amqp:")).expect("a URL");
     url.set_username("someone").expect("it has a host");
     url.set_password(Some(PASSWORD)).expect("it has a host");
     let address = format!("127.0.0.2:{}", url.port().expect("a port"));
@@ -54,14 +54,14 @@ fn without_a_broker_the_start_fails_after_the_attempts_with_one_clear_line() {
 #[test]
 fn a_broker_that_refuses_the_login_fails_the_start_with_one_clear_line() {
     let sandbox = Sandbox::new();
-    let mut url = Url::parse(&sandbox.servers.amqp_url).expect("an URL");
+    let mut url = Url::parse(&sandbox.servers.amqp_url).expect("a URL");
     url.set_password(Some(PASSWORD)).expect("it has a host");
     check_no_start(&sandbox, url.as_str(), "amqp");
 }
 
 /// AMQP_URL of the tests' servers, with these addresses.
 fn amqp(addresses: &[SocketAddr]) -> Amqp {
-    let url = Url::parse(&Servers::shared().amqp_url).expect("an URL");
+    let url = Url::parse(&Servers::shared().amqp_url).expect("a URL");
     let defaults = Settings::default().read().expect("the defaults").amqp;
     let user = url.username().to_owned();
     let password = Secret::new(url.password().expect("a password").to_owned());
@@ -70,16 +70,16 @@ fn amqp(addresses: &[SocketAddr]) -> Amqp {
 }
 
 #[test]
-fn an_address_that_accepts_and_says_nothing_does_not_keep_us_from_the_next_one() {
-    let url = Url::parse(&Servers::shared().amqp_url).expect("an URL");
+fn an_address_that_accepts_and_stays_silent_does_not_prevent_the_use_of_the_next() {
+    let url = Url::parse(&Servers::shared().amqp_url).expect("a URL");
     let broker = SocketAddr::new(
         url.host_str().and_then(|host| host.parse().ok()).expect("an address"),
         url.port().expect("a port"),
     );
     let silent = TcpListener::bind("127.0.0.2:0").expect("a free port");
-    let nobody = TcpListener::bind("127.0.0.3:0").expect("a free port");
-    let [first, second] = [&silent, &nobody].map(|one| one.local_addr().expect("it is bound"));
-    drop(nobody);
+    let refusing = TcpListener::bind("127.0.0.3:0").expect("a free port");
+    let [first, second] = [&silent, &refusing].map(|one| one.local_addr().expect("it is bound"));
+    drop(refusing);
     let (_trigger, shutdown) = shutdown::channel();
     let limit = Duration::from_secs(3);
     let open = |addresses: &[SocketAddr]| Link::open(&amqp(addresses), limit, &shutdown);
@@ -100,10 +100,13 @@ fn an_address_that_accepts_and_says_nothing_does_not_keep_us_from_the_next_one()
     );
 
     let error = open(&[first, second]).expect_err("none of them is RabbitMQ").to_string();
-    for (address, says) in
+    for (address, expected) in
         [(first, "accepts connections and does not answer"), (second, "cannot connect")]
     {
-        assert!(error.contains(&format!("{address} {says}")), "no {address} {says} in {error}");
+        assert!(
+            error.contains(&format!("{address} {expected}")),
+            "no {address} {expected} in {error}"
+        );
     }
 }
 
@@ -116,7 +119,7 @@ fn check_that_it_goes_on_at_the_other_node(goes_away: fn(&Proxy)) {
     let nodes = [(); 2].map(|()| Proxy::before(&sandbox.servers.amqp_url));
     let urls = nodes.each_ref().map(|node| node.url(&sandbox.servers.amqp_url));
     let places = urls.each_ref().map(|url| {
-        let url = Url::parse(url).expect("an URL");
+        let url = Url::parse(url).expect("a URL");
         format!("{}:{}", url.host_str().expect("a host"), url.port().expect("a port"))
     });
     let both = urls[0].replace(&places[0], &places.join(","));
@@ -136,7 +139,7 @@ fn check_that_it_goes_on_at_the_other_node(goes_away: fn(&Proxy)) {
     assert!(line.contains(&places[used]) && line.contains("WARN"), "{line}");
     wait_until(LATER, "it is ready", || notifier.is_ready());
 
-    nodes[used].bury_frozen();
+    nodes[used].close_frozen();
     nodes[used].thaw();
     goes_away(&nodes[1 - used]);
     deliver();
@@ -147,17 +150,17 @@ fn check_that_it_goes_on_at_the_other_node(goes_away: fn(&Proxy)) {
 }
 
 #[test]
-fn when_its_node_refuses_connections_it_goes_on_at_the_next() {
+fn if_its_node_refuses_connections_it_continues_at_the_next() {
     check_that_it_goes_on_at_the_other_node(Proxy::refuse);
 }
 
 #[test]
-fn when_its_node_falls_silent_it_goes_on_at_the_next() {
+fn if_its_node_falls_silent_it_continues_at_the_next() {
     check_that_it_goes_on_at_the_other_node(Proxy::freeze);
 }
 
 #[test]
-fn a_queue_that_is_deleted_is_declared_anew_and_consumed_again() {
+fn a_deleted_queue_is_declared_and_consumed_again() {
     let sandbox = Sandbox::with_queues(2);
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -202,7 +205,7 @@ fn nothing_is_lost_when_connections_break_again_and_again() {
 
     for round in 1..=5 {
         // In the middle of the work, wherever that is.
-        wait_until(LATER, "the work goes on", || receiver.requests().len() >= round * 30);
+        wait_until(LATER, "deliveries continue", || receiver.requests().len() >= round * 30);
         proxy.cut();
     }
 
@@ -222,7 +225,10 @@ fn nothing_is_lost_when_connections_break_again_and_again() {
         // as many waited.
         for queue in [queue.clone(), format!("{queue}.retry")] {
             let back: Vec<_> = iter::from_fn(|| sandbox.broker.take(&queue)).collect();
-            assert!(back.len() <= 20, "{queue}: more than in hand came back: {back:?}");
+            assert!(
+                back.len() <= 20,
+                "{queue}: more were redelivered than were in progress: {back:?}"
+            );
         }
         assert_eq!(sandbox.broker.ready(&format!("{queue}.dead")), Some(0));
     }
@@ -262,7 +268,7 @@ fn an_event_whose_connection_breaks_during_the_request_is_not_lost() {
 }
 
 #[test]
-fn what_others_deliver_for_a_stuck_consumer_is_not_lost_when_its_connection_breaks() {
+fn events_taken_over_from_a_stuck_consumer_are_not_lost_when_its_connection_breaks() {
     let sandbox = Sandbox::new();
     let stuck = Receiver::answering(|_| Reply::Slow(Duration::from_secs(2), 200));
     let healthy = Receiver::answering(|_| Reply::Slow(Duration::from_millis(50), 200));
@@ -287,7 +293,7 @@ fn what_others_deliver_for_a_stuck_consumer_is_not_lost_when_its_connection_brea
     for event in &events[1..] {
         wait_until(LATER, "it arrives", || !healthy.of("/", event).is_empty());
     }
-    wait_until(LATER, "the one that was stuck comes again", || stuck.requests().len() >= 2);
+    wait_until(LATER, "the stuck one is delivered again", || stuck.requests().len() >= 2);
     wait_until(LATER, "it is ready again", || notifier.is_ready());
     sandbox.wait_drained();
     notifier.terminate();
@@ -329,7 +335,7 @@ fn a_broker_that_falls_silent_is_noticed_by_its_heartbeat() {
 }
 
 #[test]
-fn while_the_broker_is_away_it_is_not_asked_in_a_hot_loop() {
+fn while_the_broker_is_away_there_is_no_hot_loop() {
     let sandbox = Sandbox::new();
     let proxy = Proxy::before(&sandbox.servers.amqp_url);
     let mut notifier = sandbox

@@ -133,7 +133,7 @@ fn migrations_at_the_same_time_do_not_disturb_each_other() {
 }
 
 #[test]
-fn webhooks_that_anybody_with_sql_adds_changes_or_deletes_count_from_then_on() {
+fn webhooks_added_changed_or_deleted_by_sql_take_effect() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/always"), &["*"]);
@@ -146,7 +146,7 @@ fn webhooks_that_anybody_with_sql_adds_changes_or_deletes_count_from_then_on() {
         });
         event
     };
-    // Where an event of that type goes at present.
+    // Which paths receive an event of that type at present.
     let paths_of = |kind: &str| -> BTreeSet<String> {
         let event = deliver(kind);
         // One at a time: when the next one arrives, the first has been settled.
@@ -157,7 +157,7 @@ fn webhooks_that_anybody_with_sql_adds_changes_or_deletes_count_from_then_on() {
     };
     let becomes = |kind: &str, paths: &[&str]| {
         let paths: BTreeSet<_> = paths.iter().map(|path| String::from(*path)).collect();
-        wait_until(A_MOMENT, &format!("{kind} goes to {paths:?}"), || paths_of(kind) == paths);
+        wait_until(A_MOMENT, &format!("{paths:?} receive {kind}"), || paths_of(kind) == paths);
     };
     becomes("order.paid", &["/always"]);
 
@@ -196,7 +196,7 @@ fn without_its_table_the_start_fails_and_says_what_to_do() {
 fn a_login_or_a_database_that_postgresql_refuses_fails_the_start() {
     let sandbox = Sandbox::new();
     let changed = |change: fn(&mut Url)| {
-        let mut url = Url::parse(sandbox.database.url()).expect("an URL");
+        let mut url = Url::parse(sandbox.database.url()).expect("a URL");
         change(&mut url);
         String::from(url)
     };
@@ -208,7 +208,7 @@ fn a_login_or_a_database_that_postgresql_refuses_fails_the_start() {
         let finished = sandbox.notifier().env("DATABASE_URL", &url).spawn().finish(SOON);
         assert_eq!(finished.code, Some(1), "{finished:?}");
         assert!(finished.stderr.contains("ERROR"), "{finished:?}");
-        let password = Url::parse(&url).expect("an URL");
+        let password = Url::parse(&url).expect("a URL");
         let password = password.password().expect("it has one");
         assert!(!finished.stderr.contains(password), "{finished:?}");
     }

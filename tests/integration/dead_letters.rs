@@ -6,7 +6,9 @@ use amiquip::AmqpValue;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::harness::{Event, LATER, Receiver, Reply, SOON, Sandbox, holds_for, wait_until};
+use crate::harness::{
+    Event, LATER, Receiver, Reply, SOON, Sandbox, Servers, Signal, holds_for, wait_until,
+};
 
 mod looks;
 
@@ -135,7 +137,7 @@ fn show_prints_headers_and_body() {
 }
 
 #[test]
-fn replay_starts_the_schedule_over_for_what_is_chosen_and_leaves_the_rest() {
+fn replay_starts_the_schedule_over_for_the_selected_and_leaves_the_rest() {
     let sandbox = Sandbox::new();
     // Two of three attempts fail, twice: only a schedule that starts over reaches the sixth.
     let receiver = Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
@@ -170,7 +172,7 @@ fn replay_starts_the_schedule_over_for_what_is_chosen_and_leaves_the_rest() {
 }
 
 #[test]
-fn a_replay_leaves_what_nobody_would_get_and_says_why() {
+fn a_replay_leaves_dead_letters_that_no_webhook_would_get_and_says_why() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.notifier().start().terminate();
@@ -179,7 +181,7 @@ fn a_replay_leaves_what_nobody_would_get_and_says_why() {
     let disable = "UPDATE webhooks SET disabled_at = now() WHERE id = $1";
     sandbox.database.execute(disable, &[&disabled]);
     let of = |webhook| dead_letter(&sandbox, webhook, "exhausted", 0);
-    // Those that stay come first: a limit of one still finds one that can be replayed.
+    // Those that stay are read first: a limit of one still finds one that can be replayed.
     let letters = [Event::raw("not JSON"), of(deleted), of(disabled), of(disabled), of(enabled)];
     sandbox.broker.publish(&sandbox.dead_queue(), &letters);
     let says_what_stays = |printed: &str| {
@@ -214,7 +216,7 @@ fn a_replay_leaves_what_nobody_would_get_and_says_why() {
 }
 
 #[test]
-fn one_event_is_chosen_by_its_id_and_a_reason_that_there_is_not_is_an_error() {
+fn one_event_is_selected_by_its_id_and_an_unknown_reason_is_an_error() {
     let (sandbox, _) = seeded();
     let each = dead_letters_json(&sandbox, &["list", "--each", "--reason", "gone"]);
     let id = each[0]["event_id"].as_str().expect("an id").to_owned();
@@ -232,7 +234,7 @@ fn one_event_is_chosen_by_its_id_and_a_reason_that_there_is_not_is_an_error() {
 }
 
 #[test]
-fn commands_that_look_at_the_same_queue_wait_for_each_other_and_all_count_right() {
+fn commands_that_read_the_same_queue_wait_for_each_other_and_count_right() {
     const COUNT: u64 = 2_000;
     let sandbox = Sandbox::new();
     sandbox.notifier().start().terminate();
@@ -252,7 +254,7 @@ fn commands_that_look_at_the_same_queue_wait_for_each_other_and_all_count_right(
 }
 
 #[test]
-fn the_count_of_dead_letters_stays_while_somebody_looks_at_them() {
+fn the_count_of_dead_letters_does_not_change_while_they_are_read() {
     let sandbox = Sandbox::new();
     let notifier = sandbox.notifier().start();
     let letters: Vec<_> =
@@ -271,14 +273,14 @@ fn the_count_of_dead_letters_stays_while_somebody_looks_at_them() {
 }
 
 #[test]
-fn a_replay_that_is_interrupted_says_how_far_it_came() {
+fn an_interrupted_replay_reports_how_many_it_moved() {
     const COUNT: usize = 3_000;
     let sandbox = Sandbox::new();
     let _ = many(&sandbox, COUNT);
     let replay = sandbox.launch(&["dead-letters", "replay"]).spawn();
     let moved = || sandbox.broker.ready(&sandbox.retry_queue()) > Some(0);
     wait_until(SOON, "it is under way", moved);
-    replay.signal("INT");
+    replay.signal(Signal::INT);
     let finished = replay.finish(SOON);
     assert_eq!(finished.code, Some(1), "{finished:?}");
     let says = format!("of {COUNT} replayed, the others are still dead letters");
@@ -286,7 +288,7 @@ fn a_replay_that_is_interrupted_says_how_far_it_came() {
 }
 
 #[test]
-fn purge_deletes_what_is_chosen_and_never_everything_by_accident() {
+fn purge_deletes_the_selected_and_never_everything_by_accident() {
     let (sandbox, [first, _]) = seeded();
     let dead = || sandbox.broker.ready(&sandbox.dead_queue());
     let refused = sandbox.command(&["dead-letters", "purge"]);
@@ -306,7 +308,7 @@ fn purge_deletes_what_is_chosen_and_never_everything_by_accident() {
 }
 
 #[test]
-fn an_event_that_was_too_large_comes_back_once_the_limit_is_raised() {
+fn an_event_that_was_too_large_can_be_replayed_once_the_limit_is_raised() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -358,7 +360,7 @@ fn a_sigkill_during_a_replay_loses_nothing() {
             sandbox.broker.ready(&retry_queue) > Some(before) || !replay.is_running()
         });
         replay.kill();
-        // The broker requeues what the replay held as soon as it sees the connection's end.
+        // The broker requeues what the replay held as soon as it notices the connection's end.
         wait_until(SOON, "every one is in one of the queues at least", || {
             let [dead, retry] =
                 [&dead_queue, &retry_queue].map(|queue| sandbox.broker.ready(queue));
@@ -379,7 +381,7 @@ fn a_sigkill_during_a_replay_loses_nothing() {
 }
 
 #[test]
-fn dead_letters_outlive_being_looked_at_more_often_than_their_queue_allows() {
+fn dead_letters_survive_more_reads_than_the_delivery_limit_of_their_queue() {
     let sandbox = Sandbox::new();
     let arguments = [
         ("x-queue-type".to_owned(), AmqpValue::LongString("quorum".to_owned())),
@@ -404,7 +406,7 @@ fn dead_letters_outlive_being_looked_at_more_often_than_their_queue_allows() {
 
 #[test]
 fn a_queue_without_dead_letters_is_named_with_the_remedy() {
-    let sandbox = Sandbox::bare(&crate::harness::Servers::shared(), 1);
+    let sandbox = Sandbox::bare(&Servers::shared(), 1);
     let finished = sandbox.command(&["dead-letters", "list"]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert!(finished.stderr.contains(sandbox.queue()), "{finished:?}");

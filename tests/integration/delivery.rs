@@ -45,7 +45,7 @@ fn every_event_reaches_exactly_the_webhooks_that_want_it_once_and_byte_for_byte(
         ("/all", &["*"], &kinds),
         (
             "/overlap",
-            &["user.created", "user.*", "order.paid", "nobody.says.this"],
+            &["user.created", "user.*", "order.paid", "of.no.event"],
             &["order.paid", "user.created", "user.profile.updated"],
         ),
     ];
@@ -185,7 +185,7 @@ fn several_consumers_with_a_prefetch_deliver_each_event_once() {
 }
 
 #[test]
-fn what_a_stuck_consumer_was_handed_ahead_others_deliver_meanwhile_and_it_acks() {
+fn events_prefetched_by_a_stuck_consumer_are_delivered_by_others_and_acked_by_it() {
     let sandbox = Sandbox::new();
     let (release, released) = crossbeam_channel::bounded::<()>(0);
     let stuck = Receiver::answering(move |_| {
@@ -225,7 +225,7 @@ fn what_a_stuck_consumer_was_handed_ahead_others_deliver_meanwhile_and_it_acks()
 }
 
 #[test]
-fn the_requests_of_one_event_run_side_by_side() {
+fn the_requests_of_one_event_run_concurrently() {
     const WEBHOOKS: usize = 20;
     let sandbox = Sandbox::new();
     let together = Arc::new(AtomicUsize::new(0));
@@ -234,9 +234,9 @@ fn the_requests_of_one_event_run_side_by_side() {
             let together = Arc::clone(&together);
             Receiver::answering(move |_| {
                 together.fetch_add(1, Ordering::SeqCst);
-                // If they came one after another, none would ever be answered.
-                let have_come = || together.load(Ordering::SeqCst) == WEBHOOKS;
-                wait_until(SOON, "all have come", have_come);
+                // If they arrived one after another, none would ever be answered.
+                let have_arrived = || together.load(Ordering::SeqCst) == WEBHOOKS;
+                wait_until(SOON, "all have arrived", have_arrived);
                 Reply::Status(200)
             })
         })
@@ -258,7 +258,7 @@ fn the_requests_of_one_event_run_side_by_side() {
 }
 
 #[test]
-fn instances_side_by_side_share_the_events() {
+fn several_instances_share_the_events() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Slow(Duration::from_millis(20), 200));
     sandbox.webhook(&receiver.url("/"), &["*"]);

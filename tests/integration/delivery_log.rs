@@ -1,4 +1,4 @@
-//! The delivery log: what it holds, and that it never holds up a delivery.
+//! The delivery log: what it contains, and that it never delays a delivery.
 
 use std::process::Stdio;
 
@@ -103,13 +103,13 @@ fn failures_are_logged_from_their_beginning_to_their_end_and_nothing_else() {
         sandbox.publish(&event);
         event
     };
-    let [well, unmatched, mended, doomed, rejected, refused] =
+    let [well, unmatched, retried, doomed, rejected, refused] =
         ["good", "nobody", "once", "never", "forbidden", "away"].map(publish);
     wait_count(&sandbox, 7);
 
     let waits = |row| Row { wait_ms: Some(300), ..row };
     let delivered = Row { status: Some(200), ..row("delivered", 2) };
-    assert_eq!(rows(&sandbox, &mended, Some(once)), [waits(status_500(1)), delivered]);
+    assert_eq!(rows(&sandbox, &retried, Some(once)), [waits(status_500(1)), delivered]);
     let dead = Row { dead: Some("exhausted".to_owned()), ..status_500(2) };
     assert_eq!(rows(&sandbox, &doomed, Some(never)), [waits(status_500(1)), dead]);
     let of_rejected = rows(&sandbox, &rejected, Some(forbidden));
@@ -118,7 +118,7 @@ fn failures_are_logged_from_their_beginning_to_their_end_and_nothing_else() {
     let of_refused = rows(&sandbox, &refused, Some(away));
     assert_eq!(of_refused.len(), 2, "{of_refused:?}");
     assert_eq!(of_refused[1].reason.as_deref(), Some("refused"), "{of_refused:?}");
-    // They came first, and would have been written first.
+    // They were published first, and would have been written first.
     assert_eq!(rows(&sandbox, &well, Some(good)), []);
     assert_eq!(rows(&sandbox, &unmatched, None), []);
     let table = sandbox.database.query(
@@ -146,7 +146,7 @@ fn failures_are_logged_from_their_beginning_to_their_end_and_nothing_else() {
 }
 
 #[test]
-fn what_is_held_back_or_dropped_is_logged() {
+fn deliveries_that_are_held_back_or_dropped_are_logged() {
     let sandbox = Sandbox::new();
     let receiver = receiver();
     let webhook = sandbox.webhook(&receiver.url("/never"), &["*"]);
@@ -170,7 +170,7 @@ fn what_is_held_back_or_dropped_is_logged() {
     assert!(held_back.get::<_, bool>(1));
 
     sandbox.database.execute("DELETE FROM webhooks", &[]);
-    wait_until(SOON, "those that failed are dropped when their time comes", || {
+    wait_until(SOON, "those that failed are dropped when they are too old", || {
         let rows = sandbox.database.query(
             "SELECT count(*), count(*) FILTER (WHERE last = 'dropped deleted') FROM (
                  SELECT DISTINCT ON (event_id) outcome || ' ' || reason AS last,
@@ -188,7 +188,7 @@ fn what_is_held_back_or_dropped_is_logged() {
 }
 
 #[test]
-fn all_is_everything_and_what_is_queued_at_the_end_is_written() {
+fn with_all_everything_is_logged_and_entries_queued_at_the_end_are_written() {
     let sandbox = Sandbox::new();
     let receiver = receiver();
     let good = sandbox.webhook(&receiver.url("/good"), &["good"]);
@@ -216,11 +216,11 @@ fn all_is_everything_and_what_is_queued_at_the_end_is_written() {
 }
 
 #[test]
-fn off_is_off() {
+fn with_off_nothing_is_logged() {
     let sandbox = Sandbox::new();
     let receiver = receiver();
     sandbox.webhook(&receiver.url("/never"), &["*"]);
-    // Without the table, nobody would miss it.
+    // Without the table, no statement would need it.
     sandbox.database.execute("ALTER TABLE delivery_attempts RENAME TO kept", &[]);
     let notifier =
         sandbox.notifier().env("DELIVERY_LOG", "off").env("RETRY_SCHEDULE", "100ms").start();
@@ -233,7 +233,7 @@ fn off_is_off() {
 }
 
 #[test]
-fn while_postgresql_is_away_or_hangs_deliveries_go_on_and_rows_wait_or_are_dropped() {
+fn while_postgresql_is_away_or_hangs_deliveries_continue_and_rows_wait_or_are_dropped() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -261,7 +261,7 @@ fn while_postgresql_is_away_or_hangs_deliveries_go_on_and_rows_wait_or_are_dropp
     assert_eq!(metric(&notifier, "dropped"), 0.0);
     proxy.thaw();
     wait_until(LATER, "what waited is written", || count(&sandbox) == 21);
-    // The directory has to know again who wants it before PostgreSQL hangs.
+    // The directory has to know its webhooks again before PostgreSQL hangs.
     notifier.wait_stderr(LATER, "directory in use again");
     deliver(1);
     notifier.wait_metric("webhook_delivery_log_rows_total", &[("result", "written")], 22.0);
@@ -273,7 +273,7 @@ fn while_postgresql_is_away_or_hangs_deliveries_go_on_and_rows_wait_or_are_dropp
     wait_until(LATER, "rows are dropped", || metric(&notifier, "dropped") >= 1.0);
     notifier.wait_stderr(SOON, "delivery log has gaps");
     deliver(20);
-    proxy.bury_frozen();
+    proxy.close_frozen();
     proxy.thaw();
     wait_until(LATER, "all others are written", || {
         let written = metric(&notifier, "written");
@@ -285,7 +285,7 @@ fn while_postgresql_is_away_or_hangs_deliveries_go_on_and_rows_wait_or_are_dropp
 }
 
 #[test]
-fn without_its_table_one_line_says_what_to_do_and_nothing_else_suffers() {
+fn without_its_table_one_line_says_what_to_do_and_nothing_else_is_affected() {
     let sandbox = Sandbox::new();
     let receiver = receiver();
     let webhook = sandbox.webhook(&receiver.url("/never"), &["*"]);
@@ -309,8 +309,8 @@ fn without_its_table_one_line_says_what_to_do_and_nothing_else_suffers() {
     wait_until(SOON, "it is logged", || rows(&sandbox, &event, Some(webhook)).len() == 2);
     // Between two migrations a column may be missing, too.
     let lines = notifier.stderr();
-    let told = lines.iter().filter(|line| line.contains("has gaps") && line.contains("42P01"));
-    assert_eq!(told.count(), 1, "{lines:?}");
+    let warnings = lines.iter().filter(|line| line.contains("has gaps") && line.contains("42P01"));
+    assert_eq!(warnings.count(), 1, "{lines:?}");
 }
 
 /// Inserts entries of an event by SQL, with this age.
@@ -327,7 +327,7 @@ fn insert(sandbox: &Sandbox, event: &str, age: &str, number: i32) {
 }
 
 #[test]
-fn what_is_older_than_it_is_kept_goes_whoever_deletes_it() {
+fn entries_older_than_the_limit_are_deleted_by_whichever_instance() {
     let sandbox = Sandbox::new();
     // Two and a half chunks.
     insert(&sandbox, "old", "49 hours", 12_500);
@@ -358,7 +358,7 @@ fn wait_ids(tail: &Process, expected: &[&str]) {
 }
 
 #[test]
-fn tail_begins_with_the_last_lines_and_misses_none_that_comes_late() {
+fn tail_begins_with_the_last_lines_and_misses_no_late_entry() {
     let sandbox = Sandbox::new();
     insert(&sandbox, "before", "1 minute", 5);
     let follower = tail(&sandbox, &["--lines", "2"]);

@@ -23,7 +23,7 @@ struct Package {
     source: Option<String>,
 }
 
-/// What `.deny.toml` says, of what is held to it here.
+/// What `.deny.toml` says, as far as it is checked here.
 #[derive(Debug, Default)]
 struct Policy {
     targets: Vec<String>,
@@ -85,7 +85,7 @@ impl Policy {
         }
     }
 
-    /// What is not allowed, and what is allowed without need, each with its remedy.
+    /// What is not allowed, and what is allowed but not needed, each with its remedy.
     fn problems(&self, packages: &[Package]) -> Vec<String> {
         let mut problems = self.licence_problems(packages);
         problems.extend(self.source_problems(packages));
@@ -148,7 +148,7 @@ impl Policy {
             let registry = source.strip_prefix("registry+").unwrap_or(source);
             self.registries.iter().any(|known| known == registry)
         };
-        let strange = packages.iter().filter_map(|package| {
+        let foreign = packages.iter().filter_map(|package| {
             let Package { name, version, source, .. } = package;
             let source = source.as_deref().filter(|source| !is_known(source))?;
             Some(format!(
@@ -156,7 +156,7 @@ impl Policy {
                  there: take it from there, or add the place to `[sources]` in .deny.toml, and say why"
             ))
         });
-        strange.collect()
+        foreign.collect()
     }
 
     fn version_problems(&self, packages: &[Package]) -> Vec<String> {
@@ -220,7 +220,7 @@ fn all(tokens: &mut Vec<&str>, allows: &dyn Fn(&str) -> bool) -> bool {
 
 /// A licence, perhaps WITH an exception to it, or a group.
 fn one(tokens: &mut Vec<&str>, allows: &dyn Fn(&str) -> bool) -> bool {
-    let first = tokens.pop().expect("an SPDX expression goes on");
+    let first = tokens.pop().expect("an SPDX expression continues");
     if first == "(" {
         let holds = any(tokens, allows);
         assert_eq!(tokens.pop(), Some(")"), "a group of an SPDX expression ends");
@@ -365,7 +365,7 @@ fn fine() -> (Value, Vec<Package>) {
 }
 
 #[test]
-fn what_is_not_allowed_and_what_is_allowed_without_need_is_told_with_its_remedy() {
+fn what_the_policy_lacks_or_allows_without_need_is_reported_with_a_remedy() {
     let (file, packages) = fine();
     assert_eq!(Policy::of(&file).problems(&packages), Vec::<String>::new());
 

@@ -69,7 +69,7 @@ fn every_kind_of_committed_change_is_honoured() {
         };
     let count = |path: &str, event: &Event| receiver.of(path, event).len();
     let arrives = |path: &str, event: &Event| {
-        wait_until(SOON, &format!("it comes to {path}"), || count(path, event) == 1);
+        wait_until(SOON, &format!("{path} receives it"), || count(path, event) == 1);
     };
 
     for round in 0..5 {
@@ -97,17 +97,17 @@ fn every_kind_of_committed_change_is_honoured() {
     }
     let event = publish_after_a_change("DELETE FROM webhooks WHERE post_url LIKE '%/first'", &[]);
     let unmatched = || notifier.metric("webhook_events_unmatched_total", &[]);
-    wait_until(SOON, "nobody wants it", || unmatched() == 1.0);
+    wait_until(SOON, "no webhook wants it", || unmatched() == 1.0);
     assert_eq!(count("/first", &event), 0);
     sandbox.webhook(&receiver.url("/last"), &["*"]);
     let event = publish_after_a_change("TRUNCATE webhooks", &[]);
-    wait_until(SOON, "nobody wants it", || unmatched() >= 2.0);
+    wait_until(SOON, "no webhook wants it", || unmatched() >= 2.0);
     assert_eq!(count("/last", &event), 0);
     assert!(answers(&notifier, "memory") > 0.0);
 }
 
 #[test]
-fn a_change_that_is_not_committed_is_not_honoured_and_then_it_is() {
+fn a_change_is_honoured_only_once_it_is_committed() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/old"), &["*"]);
@@ -135,7 +135,7 @@ fn a_change_that_is_not_committed_is_not_honoured_and_then_it_is() {
 }
 
 #[test]
-fn without_listening_every_event_asks_and_memory_is_used_again_afterwards() {
+fn without_notifications_every_event_asks_postgresql_and_later_memory_is_used_again() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/0"), &["*"]);
@@ -195,13 +195,13 @@ fn a_change_while_the_connection_is_lost_is_honoured_at_once() {
         wait_until(SOON, "the time is over", || committed.elapsed() >= SOON_ENOUGH);
         let event = Event::new("order.paid");
         sandbox.publish(&event);
-        wait_until(SOON, "it goes to the new URL", || !receiver.of(&path, &event).is_empty());
+        wait_until(SOON, "the new URL receives it", || !receiver.of(&path, &event).is_empty());
     }
     assert_eq!(receiver.requests().len(), 5);
 }
 
 #[test]
-fn only_the_listening_connection_is_killed_and_still_every_change_is_honoured() {
+fn every_change_is_honoured_although_the_listening_connection_is_killed() {
     let faults = FaultServers::take();
     let sandbox = Sandbox::on(faults.servers(), 1);
     let receiver = Receiver::new();
@@ -240,7 +240,7 @@ fn only_the_listening_connection_is_killed_and_still_every_change_is_honoured() 
 }
 
 #[test]
-fn from_a_commit_to_the_first_delivery_that_honours_it_is_no_tenth_of_a_second() {
+fn deliveries_honour_a_committed_change_within_a_tenth_of_a_second() {
     let sandbox = Sandbox::alone(1);
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/0"), &["*"]);
@@ -258,7 +258,7 @@ fn from_a_commit_to_the_first_delivery_that_honours_it_is_no_tenth_of_a_second()
             .execute("UPDATE webhooks SET post_url = $1 WHERE id = $2", &[&url, &webhook]);
         let committed = Instant::now();
         let arrived = || receiver.at(&path).first().map(|request| request.at);
-        let first = wait_for(SOON, "one goes to the new URL", || {
+        let first = wait_for(SOON, "the new URL receives one", || {
             sandbox.publish(&Event::new("order.paid"));
             arrived()
         });
@@ -272,19 +272,20 @@ fn from_a_commit_to_the_first_delivery_that_honours_it_is_no_tenth_of_a_second()
     assert!(answers(&notifier, "memory") > 0.0);
 }
 
-/// A notifier that reaches PostgreSQL through a proxy, and has delivered an event of the type `known`.
-fn behind(proxy: &Proxy, sandbox: &Sandbox, receiver: &Receiver) -> Notifier {
+/// While PostgreSQL is away, known types are delivered and unknown ones wait; everything is as before once it is
+/// back.
+fn check_absence(begin: impl Fn(&Proxy)) {
+    let sandbox = Sandbox::new();
+    let receiver = Receiver::new();
+    let proxy = Proxy::before(sandbox.database.url());
     sandbox.webhook(&receiver.url("/"), &["*"]);
     let notifier =
         sandbox.notifier().env("DATABASE_URL", proxy.url(sandbox.database.url())).start();
     notifier.wait_listening();
     sandbox.publish(&Event::new("known"));
     wait_delivered(&notifier, 1);
-    notifier
-}
+    begin(&proxy);
 
-/// Known types are delivered and unknown ones wait; everything is as before once PostgreSQL is back.
-fn check_absence(notifier: &Notifier, sandbox: &Sandbox, receiver: &Receiver, back: impl Fn()) {
     let before = receiver.requests().len();
     let absent = Instant::now();
     let mut late = 0;
@@ -299,7 +300,7 @@ fn check_absence(notifier: &Notifier, sandbox: &Sandbox, receiver: &Receiver, ba
     }
     // One look-up may have been the first to ask, and so have waited as long as a query may take.
     assert!(late <= 1, "{late} of {known} are late");
-    wait_until(SOON, "it is known that it is away", || {
+    wait_until(SOON, "PostgreSQL counts as unreachable", || {
         notifier.metric("webhook_database_up", &[]) == 0.0
     });
     wait_until(SOON, "the directory ages", || {
@@ -307,42 +308,32 @@ fn check_absence(notifier: &Notifier, sandbox: &Sandbox, receiver: &Receiver, ba
     });
     sandbox.publish(&Event::new("known"));
     receiver.wait_at("/", before + known + 1);
-    assert!(answers(notifier, "last_known") >= 1.0);
+    assert!(answers(&notifier, "last_known") >= 1.0);
     let unknown = Event::new("unknown");
     sandbox.publish(&unknown);
-    holds_for(Duration::from_secs(1), "what is not known waits", || {
+    holds_for(Duration::from_secs(1), "an event whose webhooks are unknown waits", || {
         receiver.of("/", &unknown).is_empty()
     });
 
-    back();
-    wait_until(LATER, "it comes", || receiver.of("/", &unknown).len() == 1);
+    proxy.thaw();
+    wait_until(LATER, "it arrives", || receiver.of("/", &unknown).len() == 1);
     notifier.wait_listening();
     wait_until(SOON, "all is well", || notifier.is_ready());
     assert_eq!(receiver.requests().len(), before + known + 2, "each once");
 }
 
 #[test]
-fn while_postgres_is_away_what_is_known_serves_and_the_rest_waits() {
-    let sandbox = Sandbox::new();
-    let receiver = Receiver::new();
-    let proxy = Proxy::before(sandbox.database.url());
-    let notifier = behind(&proxy, &sandbox, &receiver);
-    proxy.refuse();
-    check_absence(&notifier, &sandbox, &receiver, || proxy.thaw());
+fn while_postgresql_is_away_known_types_are_delivered_and_the_others_wait() {
+    check_absence(Proxy::refuse);
 }
 
 #[test]
-fn while_postgres_is_frozen_what_is_known_serves_and_the_rest_waits() {
-    let sandbox = Sandbox::new();
-    let receiver = Receiver::new();
-    let proxy = Proxy::before(sandbox.database.url());
-    let notifier = behind(&proxy, &sandbox, &receiver);
-    proxy.freeze();
-    check_absence(&notifier, &sandbox, &receiver, || proxy.thaw());
+fn while_postgresql_is_frozen_known_types_are_delivered_and_the_others_wait() {
+    check_absence(Proxy::freeze);
 }
 
 #[test]
-fn more_types_than_it_may_remember_are_only_slower() {
+fn more_types_than_the_directory_may_remember_are_only_slower() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["type.*"]);
@@ -363,7 +354,7 @@ fn more_types_than_it_may_remember_are_only_slower() {
 }
 
 #[test]
-fn a_retry_goes_to_where_its_webhook_is_now() {
+fn a_retry_goes_to_the_present_url_of_its_webhook() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| {
         Reply::Status(if request.path == "/new" { 200 } else { 500 })

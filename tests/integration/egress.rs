@@ -1,9 +1,8 @@
 //! Requests through a proxy, EGRESS_PROXY.
 
-use std::{fs, io::Write as _, time::Duration};
+use std::{fs, time::Duration};
 
 use serde_json::Value;
-use tempfile::NamedTempFile;
 
 use crate::{
     commands,
@@ -15,7 +14,7 @@ use crate::{
 
 const PASSWORD: &str = "s3cret-Pa55word";
 
-/// An address where nobody is (RFC 5737), and which is allowed here.
+/// An address that no host has (RFC 5737), and that is allowed here.
 const FAR: &str = "192.0.2.14";
 const ALLOWED: &str = "192.0.2.0/24";
 
@@ -41,13 +40,13 @@ fn a_receiver_is_reached_through_the_proxy_by_its_address_over_one_connection() 
         receiver.wait_at("/in", count);
     }
 
-    let asked = proxy.asked();
-    assert_eq!(asked.len(), 1, "it is used again: {asked:?}");
-    assert_eq!((&*asked[0].target, &*asked[0].host), ("192.0.2.14:80", "192.0.2.14:80"));
-    assert_eq!(asked[0].authorization, "Basic dXNlcjpzM2NyZXQtUGE1NXdvcmQ=");
+    let tunnels = proxy.asked();
+    assert_eq!(tunnels.len(), 1, "the tunnel is used again: {tunnels:?}");
+    assert_eq!((&*tunnels[0].target, &*tunnels[0].host), ("192.0.2.14:80", "192.0.2.14:80"));
+    assert_eq!(tunnels[0].authorization, "Basic dXNlcjpzM2NyZXQtUGE1NXdvcmQ=");
     for request in receiver.requests() {
         assert_eq!(request.header("host"), FAR);
-        assert_eq!(request.header("proxy-authorization"), "", "that is not the receiver's");
+        assert_eq!(request.header("proxy-authorization"), "", "that is for the proxy only");
     }
     assert_eq!(notifier.metric("webhook_egress_proxy_up", &[]), 1.0);
     let log = notifier.stderr().join("\n");
@@ -61,8 +60,7 @@ fn https_is_encrypted_all_the_way_and_its_name_is_the_receivers() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let authority = Authority::new("a CA of the tests");
-    let mut believed = NamedTempFile::new().expect("a file");
-    believed.write_all(authority.pem().as_bytes()).expect("it is writable");
+    let trusted = authority.file();
     let plain = receiver.url("/");
     let good = Terminator::before(&plain, authority.good());
     let other = Terminator::before(&plain, authority.of_another_name());
@@ -72,7 +70,7 @@ fn https_is_encrypted_all_the_way_and_its_name_is_the_receivers() {
     let proxy = ConnectProxy::new();
     let mut notifier = sandbox
         .notifier()
-        .env("TLS_CA_FILE", believed.path().to_str().expect("a path in UTF-8"))
+        .env("TLS_CA_FILE", trusted.path())
         .env("RETRY_SCHEDULE", "1h")
         .env("EGRESS_PROXY", proxy.url())
         .start();
@@ -83,28 +81,27 @@ fn https_is_encrypted_all_the_way_and_its_name_is_the_receivers() {
     sandbox.publish(&Event::new("other"));
     let line = notifier.wait_stderr(SOON, "attempt failed");
     assert!(line.contains("reason=tls") && line.contains("not valid for name"), "{line}");
-    let asked = proxy.asked();
-    assert_eq!(asked.len(), 2, "{asked:?}");
-    for connect in asked {
+    let tunnels = proxy.asked();
+    assert_eq!(tunnels.len(), 2, "{tunnels:?}");
+    for connect in tunnels {
         assert!(connect.target.starts_with("127.0.0.1:"), "by address: {connect:?}");
     }
     assert_eq!(receiver.requests().len(), 1);
 }
 
-/// What the proxy does to all receivers delays their deliveries, but costs no attempt.
+/// An error of the proxy that affects all receivers delays their deliveries, but counts no attempt.
 #[track_caller]
-fn check_away(way: Way, says: &str) {
+fn check_away(way: Way, expected: &str) {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let proxy = ConnectProxy::leading_to(&receiver.url(""));
-    // Both want each event.
     let paths = ["/a", "/b"];
     for path in paths {
         sandbox.webhook(&format!("http://{FAR}{path}"), &["*"]);
     }
     let mut notifier = sandbox
         .notifier()
-        // With these, one counted failure would open the breaker, and two would be a dead letter.
+        // If failures counted, one would open the breaker, and two would make a dead letter.
         .env("RETRY_SCHEDULE", "100ms")
         .env("CIRCUIT_BREAKER", "1,1m,1m")
         .env("ALLOW_NETWORKS", ALLOWED)
@@ -115,13 +112,13 @@ fn check_away(way: Way, says: &str) {
     sandbox.broker.publish(sandbox.queue(), &events);
 
     let line = notifier.wait_stderr(SOON, "not sent");
-    assert!(line.contains(&proxy.name()) && line.contains(says), "{way:?}: {line}");
+    assert!(line.contains(&proxy.name()) && line.contains(expected), "{way:?}: {line}");
     wait_until(SOON, "more often than the schedule has attempts", || held(&notifier) >= 24.0);
     assert_eq!(notifier.metric("webhook_egress_proxy_up", &[]), 0.0);
     let status: Value = serde_json::from_str(&notifier.get("/status.json").body).expect("JSON");
     let advice = status["advice"].to_string();
     assert!(
-        advice.contains("No request has reached a receiver") && advice.contains(says),
+        advice.contains("No request has reached a receiver") && advice.contains(expected),
         "{advice}"
     );
     assert_eq!(notifier.metric("webhook_request_failure_total", &[]), 0.0);
@@ -142,32 +139,32 @@ fn check_away(way: Way, says: &str) {
 }
 
 #[test]
-fn a_proxy_that_hangs_up_costs_nobody_an_attempt() {
+fn a_proxy_that_closes_the_connection_costs_no_delivery_an_attempt() {
     check_away(Way::Close, "ended the connection");
 }
 
 #[test]
-fn a_proxy_that_wants_other_credentials_costs_nobody_an_attempt() {
+fn a_proxy_that_wants_other_credentials_costs_no_delivery_an_attempt() {
     let challenge = Way::Status(407, "Proxy-Authenticate: Basic realm=\"x\"");
     check_away(challenge, "requires other credentials");
 }
 
 #[test]
-fn what_is_no_proxy_costs_nobody_an_attempt() {
+fn a_server_that_is_no_proxy_costs_no_delivery_an_attempt() {
     check_away(Way::Status(405, ""), "does not accept CONNECT (status 405)");
     check_away(Way::Garbage, "does not answer in HTTP");
 }
 
 #[test]
-fn a_proxy_that_is_not_there_costs_nobody_an_attempt() {
+fn a_proxy_that_does_not_listen_costs_no_delivery_an_attempt() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
-    let nobody = receiver.refusing_url();
+    let refusing = receiver.refusing_url();
     let mut notifier = sandbox
         .notifier()
         .env("RETRY_SCHEDULE", "100ms")
-        .env("EGRESS_PROXY", nobody.trim_end_matches('/'))
+        .env("EGRESS_PROXY", refusing.trim_end_matches('/'))
         .start();
 
     sandbox.publish(&Event::new("order.paid"));
@@ -176,12 +173,12 @@ fn a_proxy_that_is_not_there_costs_nobody_an_attempt() {
     assert!(line.contains("cannot be reached") && line.contains("127.0.0.2:"), "{line}");
     wait_until(SOON, "more often than the schedule has attempts", || held(&notifier) >= 4.0);
     assert_eq!(notifier.metric("webhook_dead_letters_total", &[]), 0.0);
-    assert_eq!(receiver.connections(), 0, "there is no way around it");
+    assert_eq!(receiver.connections(), 0, "nothing bypasses the proxy");
 }
 
 #[test]
-fn what_the_proxy_says_of_one_receiver_is_that_ones_failure() {
-    for (way, reason, says) in [
+fn an_error_of_the_proxy_about_one_receiver_is_that_receivers_failure() {
+    for (way, reason, expected) in [
         (Way::Status(403, ""), "proxy", "with status 403: its rules do not allow it"),
         (Way::Status(407, ""), "proxy", "with status 407: its rules do not allow it"),
         (Way::Status(500, ""), "proxy", "with status 500: it cannot connect there"),
@@ -207,7 +204,7 @@ fn what_the_proxy_says_of_one_receiver_is_that_ones_failure() {
         assert_eq!(dead.text("x-dead-reason"), "exhausted", "{way:?}: {dead:?}");
         assert_eq!(dead.number("x-attempt"), Some(2), "{way:?}: {dead:?}");
         let error = dead.text("x-last-error");
-        assert!(error.contains(says) && error.contains(&proxy.name()), "{way:?}: {error}");
+        assert!(error.contains(expected) && error.contains(&proxy.name()), "{way:?}: {error}");
         let failed = [("reason", reason)];
         assert_eq!(notifier.metric("webhook_request_failure_total", &failed), 2.0, "{way:?}");
         assert_eq!(notifier.metric("webhook_egress_proxy_up", &[]), 1.0, "{way:?}");
@@ -215,7 +212,7 @@ fn what_the_proxy_says_of_one_receiver_is_that_ones_failure() {
 }
 
 #[test]
-fn a_proxy_that_hangs_up_for_one_receiver_alone_is_that_ones_failure() {
+fn a_proxy_that_hangs_up_for_one_receiver_alone_is_that_receivers_failure() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let proxy = ConnectProxy::leading_to(&receiver.url(""));
@@ -230,7 +227,7 @@ fn a_proxy_that_hangs_up_for_one_receiver_alone_is_that_ones_failure() {
         .start();
 
     sandbox.publish(&Event::new("bad"));
-    // Meanwhile other receivers get their deliveries.
+    // Other receivers get their deliveries meanwhile.
     let mut count = 0;
     wait_until(SOON, "it is dead", || {
         count += 1;
@@ -246,7 +243,7 @@ fn a_proxy_that_hangs_up_for_one_receiver_alone_is_that_ones_failure() {
 }
 
 #[test]
-fn a_receiver_that_hangs_behind_the_proxy_is_slow_and_the_proxy_well() {
+fn a_receiver_that_hangs_behind_the_proxy_times_out_and_the_proxy_is_well() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.path.as_str() {
         "/hang" => Reply::Hang,
@@ -285,10 +282,10 @@ fn check_says_whether_the_proxy_answers() {
     let receiver = Receiver::new();
     let proxy = ConnectProxy::new();
     sandbox.webhook("http://192.0.2.14/", &["*"]);
-    // The queues and tables that `run` would create.
+    // Creates the queues.
     drop(sandbox.notifier().start());
     let url = proxy.url_with(&format!("user:{PASSWORD}"));
-    for (way, code, says) in [
+    for (way, code, expected) in [
         (Way::Open, 0, "answers"),
         (Way::Status(403, ""), 0, "answers"),
         (Way::Status(407, ""), 0, "answers"),
@@ -302,12 +299,12 @@ fn check_says_whether_the_proxy_answers() {
         let finished = check_command(&sandbox, &url);
         let line = finished.stdout.lines().find(|line| line.contains("egress proxy"));
         let line = line.unwrap_or_else(|| panic!("{finished:?}"));
-        assert!(line.contains(says) && line.contains(&proxy.name()), "{way:?}: {line}");
+        assert!(line.contains(expected) && line.contains(&proxy.name()), "{way:?}: {line}");
         assert_eq!(finished.code, Some(code), "{way:?}: {finished:?}");
     }
-    let nobody = check_command(&sandbox, receiver.refusing_url().trim_end_matches('/'));
-    assert_eq!(nobody.code, Some(1), "{nobody:?}");
-    assert!(nobody.stdout.contains("cannot be reached"), "{nobody:?}");
+    let refusing = check_command(&sandbox, receiver.refusing_url().trim_end_matches('/'));
+    assert_eq!(refusing.code, Some(1), "{refusing:?}");
+    assert!(refusing.stdout.contains("cannot be reached"), "{refusing:?}");
     let without = sandbox.command(&["check"]);
     assert!(!without.stdout.contains("egress proxy"), "{without:?}");
 }
@@ -333,7 +330,7 @@ fn a_test_goes_through_the_proxy_too() {
 }
 
 #[test]
-fn a_password_of_the_proxy_is_nowhere_to_be_seen() {
+fn the_password_of_the_proxy_is_never_shown() {
     let sandbox = Sandbox::new();
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("env");
@@ -352,7 +349,7 @@ fn a_password_of_the_proxy_is_nowhere_to_be_seen() {
 }
 
 #[test]
-fn the_guard_decides_before_the_proxy_is_asked() {
+fn the_address_guard_decides_before_the_proxy_is_connected_to() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let proxy = ConnectProxy::leading_to(&receiver.url(""));
@@ -380,7 +377,7 @@ fn the_guard_decides_before_the_proxy_is_asked() {
 
     let rejected = [("reason", "rejected")];
     notifier.wait_metric("webhook_dead_letters_total", &rejected, urls.len() as f64);
-    holds_for(Duration::from_millis(300), "nobody is asked", || {
+    holds_for(Duration::from_millis(300), "no connection is made", || {
         proxy.connections() == 0 && receiver.connections() == 0
     });
 }

@@ -9,7 +9,7 @@ use crate::commands::{json, succeed};
 use crate::harness::{
     Event, Notifier, Receiver, Reply, SOON, Sandbox,
     receiver::{Request, Then},
-    wait_for, wait_until,
+    unwrapped, wait_for, wait_until,
 };
 
 /// An answer with this status line and body.
@@ -46,7 +46,7 @@ fn logged(sandbox: &Sandbox, event: &Event, count: usize) -> Vec<(Option<String>
 }
 
 #[test]
-fn what_a_receiver_said_is_shown_wherever_people_look_and_no_secret_in_it() {
+fn a_receivers_answer_is_shown_wherever_people_look_without_secrets() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request: &Request| {
         let key = request.header("x-api-key");
@@ -65,13 +65,12 @@ fn what_a_receiver_said_is_shown_wherever_people_look_and_no_secret_in_it() {
 
     let expected = (Some(line.to_owned()), Some(body.to_owned()));
     assert_eq!(logged(&sandbox, &event, 2), [expected.clone(), expected]);
-    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let why = || words(&succeed(&sandbox, &["why", &event.id]));
+    let why = || unwrapped(&succeed(&sandbox, &["why", &event.id]));
     assert!(why().contains(&format!("answer {line} (attempt 2) {body}")), "{}", why());
-    let told = json(&succeed(&sandbox, &["why", &event.id, "--json"]));
-    let case = &told["webhooks"][0];
-    assert_eq!(case["entries"][0]["answer"]["status_line"], line, "{told}");
-    assert_eq!(case["entries"][1]["answer"]["body"], body, "{told}");
+    let report = json(&succeed(&sandbox, &["why", &event.id, "--json"]));
+    let case = &report["webhooks"][0];
+    assert_eq!(case["entries"][0]["answer"]["status_line"], line, "{report}");
+    assert_eq!(case["entries"][1]["answer"]["body"], body, "{report}");
 
     let tail = sandbox.launch(&["tail"]).spawn();
     let shown =
@@ -94,7 +93,7 @@ fn what_a_receiver_said_is_shown_wherever_people_look_and_no_secret_in_it() {
     let table: String = table[0].get(0);
     sandbox.database.execute("DELETE FROM delivery_attempts", &[]);
     assert!(why().contains(&format!("answer {line} {body}")), "{}", why());
-    let all = [table, why(), told.to_string(), letter.to_string(), notifier.stderr().join("\n")];
+    let all = [table, why(), report.to_string(), letter.to_string(), notifier.stderr().join("\n")];
     for text in all {
         assert!(!text.contains("s3cret") && !text.contains("k3y-k3y"), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
@@ -102,7 +101,7 @@ fn what_a_receiver_said_is_shown_wherever_people_look_and_no_secret_in_it() {
 }
 
 #[test]
-fn as_much_is_kept_as_the_setting_says_and_no_delivery_waits_for_more() {
+fn as_much_of_an_answer_is_kept_as_the_setting_says_and_no_delivery_waits_for_more() {
     let sandbox = Sandbox::new();
     let long = "0123456789".repeat(60);
     let body = long.clone();
@@ -159,7 +158,7 @@ fn as_much_is_kept_as_the_setting_says_and_no_delivery_waits_for_more() {
 }
 
 #[test]
-fn where_it_is_turned_off_nothing_is_kept() {
+fn where_excerpts_are_turned_off_nothing_is_kept() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| answer("500 Secret", "secret"));
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -180,7 +179,7 @@ fn where_it_is_turned_off_nothing_is_kept() {
 }
 
 #[test]
-fn a_replayed_delivery_forgets_what_is_no_longer_the_last_answer() {
+fn a_replayed_delivery_forgets_an_answer_that_is_no_longer_the_last() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| answer("500 Oh", "the first"));
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);

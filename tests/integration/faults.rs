@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::harness::{
-    Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, holds_for,
+    Event, FaultServers, LATER, MemoryAlarm, Notifier, Receiver, Reply, SOON, Sandbox, holds_for,
     servers::{End, Server},
     wait_until,
 };
@@ -93,7 +93,7 @@ fn a_crash_of_the_broker_is_survived_and_no_waiting_retry_lost() {
     check_broker_restart(End::Kill);
 }
 
-/// PostgreSQL stops, events arrive whose webhooks nobody knows, and PostgreSQL starts again.
+/// PostgreSQL stops, events arrive whose webhooks the notifier does not have yet, and PostgreSQL starts again.
 #[track_caller]
 fn check_postgres_restart(end: End) {
     let faults = FaultServers::take();
@@ -115,8 +115,8 @@ fn check_postgres_restart(end: End) {
         receiver.at("/new").is_empty()
     });
     let meanwhile = received() - before;
-    // The first event found PostgreSQL gone, as did those that the lane's other consumers got meanwhile;
-    // they were handed back. Then the lane asks PostgreSQL before it consumes anything.
+    // PostgreSQL was unreachable for the first event, as did those that the lane's other consumers got meanwhile;
+    // they were handed back. Then the lane queries PostgreSQL before it consumes anything.
     assert!(meanwhile <= events.len() as f64, "a hot loop: {meanwhile} receptions");
     // The notifier holds none of them.
     wait_until(SOON, "all wait", || sandbox.broker.ready(sandbox.queue()) == Some(5));
@@ -173,29 +173,8 @@ fn a_start_without_postgresql_waits_for_it() {
     assert_eq!(receiver.requests().len(), 1);
 }
 
-/// RabbitMQ has no memory for messages, until this is dropped.
-struct Alarm<'a>(&'a FaultServers);
-
-impl<'a> Alarm<'a> {
-    fn of(faults: &'a FaultServers) -> Self {
-        let alarm = Self(faults);
-        alarm.watermark(0.000_001);
-        alarm
-    }
-
-    fn watermark(&self, fraction: f64) {
-        self.0.set_memory_watermark(fraction);
-    }
-}
-
-impl Drop for Alarm<'_> {
-    fn drop(&mut self) {
-        self.watermark(0.6);
-    }
-}
-
 #[test]
-fn an_alarm_of_the_broker_is_told_and_what_fails_in_it_is_not_lost() {
+fn a_memory_alarm_of_the_broker_is_reported_and_loses_no_failed_delivery() {
     let faults = FaultServers::take();
     let sandbox = Sandbox::on(faults.servers(), 1);
     let (alarmed, until_alarmed) = crossbeam_channel::bounded::<()>(0);
@@ -219,10 +198,10 @@ fn an_alarm_of_the_broker_is_told_and_what_fails_in_it_is_not_lost() {
     sandbox.publish(&failing);
     sandbox.publish(&healthy);
     receiver.wait_at("/failing", 1);
-    let alarm = Alarm::of(&faults);
+    let alarm = MemoryAlarm::raised(&faults);
     drop(alarmed);
     notifier.wait_metric("webhook_broker_accepting", &[], 0.0);
-    wait_until(SOON, "the status page says so", || {
+    wait_until(SOON, "the status page shows it", || {
         let status = notifier.get("/status.json").body;
         status.contains("RabbitMQ takes no messages")
             || status.contains("RabbitMQ has confirmed no")

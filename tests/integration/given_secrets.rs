@@ -1,32 +1,18 @@
 //! A secret that a receiver already has: registered from a file or standard input, and shown nowhere.
 
-use std::io::Write as _;
-
 use serde_json::Value;
-use tempfile::NamedTempFile;
 
 use crate::commands::{json, succeed};
 use crate::harness::{
-    Event, Receiver, SOON, Sandbox, notifier::Launch, process::Finished, receiver::Request,
-    wait_for, wait_until,
+    Event, Receiver, SOON, Sandbox, TextFile, notifier::Launch, process::Finished,
+    receiver::Request, wait_for, wait_until,
 };
 use crate::signatures::verify;
 
 const FIRST: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const SECOND: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 
-fn file(text: &str) -> NamedTempFile {
-    let mut file = NamedTempFile::new().expect("a file");
-    file.write_all(text.as_bytes()).expect("room for it");
-    file
-}
-
-#[track_caller]
-fn path(file: &NamedTempFile) -> &str {
-    file.path().to_str().expect("a plain name")
-}
-
-/// What signs a webhook's requests: the secret, the previous one, and whether that expires.
+/// The only webhook's secret, its previous one, and whether that expires.
 fn stored(sandbox: &Sandbox) -> (Option<String>, Option<String>, bool) {
     let columns = "secret, previous_secret, previous_secret_expires_at IS NOT NULL";
     let row = sandbox.database.query(&format!("SELECT {columns} FROM webhooks"), &[]).remove(0);
@@ -37,16 +23,16 @@ fn owned(secret: &str) -> Option<String> {
     Some(secret.to_owned())
 }
 
-/// Runs a command with this input, which its output must not contain.
+/// Runs a command with this input. Its output must not contain the input.
 fn reading(sandbox: &Sandbox, arguments: &[&str], input: &str) -> Finished {
     let launch = Launch::new(arguments).env("DATABASE_URL", sandbox.database.url());
     let finished = launch.reading(input);
-    hides(&finished, &[input.trim()]);
+    assert_hides(&finished, &[input.trim()]);
     finished
 }
 
 #[track_caller]
-fn hides(finished: &Finished, secrets: &[&str]) {
+fn assert_hides(finished: &Finished, secrets: &[&str]) {
     for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
         let text = format!("{}{}", finished.stdout, finished.stderr);
         assert!(!text.contains(secret), "{finished:?}");
@@ -58,11 +44,11 @@ fn a_webhook_is_added_with_the_secret_that_its_receiver_has() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let url = receiver.url("/");
-    let given = file(&format!("  {FIRST}\n"));
+    let given = TextFile::new(&format!("  {FIRST}\n"));
     let finished =
-        sandbox.command(&["webhooks", "add", &url, "order.*", "--secret-from", path(&given)]);
+        sandbox.command(&["webhooks", "add", &url, "order.*", "--secret-from", given.path()]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
-    hides(&finished, &["whsec_", "secret"]);
+    assert_hides(&finished, &["whsec_", "secret"]);
     let mut words = finished.stdout.split_whitespace();
     assert_eq!((words.next(), words.clone().count()), (Some("id"), 1), "{finished:?}");
     let id = words.next().expect("an id").to_owned();
@@ -87,11 +73,11 @@ fn set_gives_a_webhook_another_secret_without_a_gap() {
     let receiver = Receiver::new();
     let id = sandbox.webhook(&receiver.url("/"), &["*"]).to_string();
     let _notifier = sandbox.notifier().start();
-    let (first, second) = (file(FIRST), file(SECOND));
+    let (first, second) = (TextFile::new(FIRST), TextFile::new(SECOND));
     let set = |arguments: &[&str]| {
         let finished = sandbox.command(&[&["webhooks", "set", &id], arguments].concat());
         assert_eq!(finished.code, Some(0), "{arguments:?}: {finished:?}");
-        hides(&finished, &[FIRST, SECOND]);
+        assert_hides(&finished, &[FIRST, SECOND]);
         finished.stdout
     };
     let check = |valid: &[&str]| {
@@ -99,7 +85,7 @@ fn set_gives_a_webhook_another_secret_without_a_gap() {
         wait_until(SOON, "requests are signed by these", || {
             let event = Event::new("order.paid");
             sandbox.publish(&event);
-            let request: Request = wait_for(SOON, "it comes", || receiver.of("/", &event).pop());
+            let request: Request = wait_for(SOON, "it arrives", || receiver.of("/", &event).pop());
             let signatures = request.header("webhook-signature").split_whitespace().count();
             let by = |secret: &&str| verify(secret, &request).is_ok();
             signatures == valid.len() && valid.iter().all(by)
@@ -107,28 +93,28 @@ fn set_gives_a_webhook_another_secret_without_a_gap() {
     };
 
     // It had no secret.
-    let shown = set(&["--secret-from", path(&first), "--rate", "1000", "--description", "mine"]);
+    let shown = set(&["--secret-from", first.path(), "--rate", "1000", "--description", "mine"]);
     assert!(shown.contains("mine"), "{shown}");
     assert_eq!(stored(&sandbox), (owned(FIRST), None, false));
     check(&[FIRST]);
     for _ in 0..2 {
-        // The second time, this changes nothing.
-        set(&["--secret-from", path(&second), "--keep", "1h"]);
+        // The second time, it changes nothing.
+        set(&["--secret-from", second.path(), "--keep", "1h"]);
         assert_eq!(stored(&sandbox), (owned(SECOND), owned(FIRST), true));
     }
     check(&[FIRST, SECOND]);
-    set(&["--secret-from", path(&second), "--keep", "0s"]);
+    set(&["--secret-from", second.path(), "--keep", "0s"]);
     assert_eq!(stored(&sandbox), (owned(SECOND), None, false));
     check(&[SECOND]);
-    set(&["--secret-from", path(&first)]);
+    set(&["--secret-from", first.path()]);
     let day =
         "SELECT previous_secret_expires_at - now() BETWEEN interval '23 h' AND interval '24 h'
                FROM webhooks";
-    assert!(sandbox.database.query(day, &[])[0].get::<_, bool>(0), "a day, where nobody says");
+    assert!(sandbox.database.query(day, &[])[0].get::<_, bool>(0), "a day by default");
 }
 
 #[test]
-fn what_is_no_secret_is_refused_without_being_shown() {
+fn an_invalid_secret_is_refused_without_being_shown() {
     let sandbox = Sandbox::new();
     let add = ["webhooks", "add", "http://127.0.0.1:9/", "*", "--secret-from"];
     for bad in [
@@ -139,25 +125,25 @@ fn what_is_no_secret_is_refused_without_being_shown() {
         "whsec_not base64 at all, but long enough",
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\nwhsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
     ] {
-        let given = file(bad);
-        let from_file = sandbox.command(&[&add[..], &[path(&given)]].concat());
+        let given = TextFile::new(bad);
+        let from_file = sandbox.command(&[&add[..], &[given.path()]].concat());
         let from_stdin = reading(&sandbox, &[&add[..], &["-"]].concat(), bad);
         for finished in [from_file, from_stdin] {
             assert_eq!(finished.code, Some(2), "{bad:?}: {finished:?}");
             assert!(finished.stderr.contains("--secret-from"), "{finished:?}");
             assert!(finished.stderr.contains("base64 of 24 to 64 bytes"), "{finished:?}");
-            hides(&finished, &[bad.trim()]);
+            assert_hides(&finished, &[bad.trim()]);
         }
     }
     let finished = sandbox.command(&[&add[..], &[FIRST]].concat());
     assert_eq!(finished.code, Some(2), "{finished:?}");
     assert!(finished.stderr.contains("takes the name of a file"), "{finished:?}");
-    hides(&finished, &[FIRST]);
+    assert_hides(&finished, &[FIRST]);
     let bare = FIRST.trim_start_matches("whsec_");
     let finished = sandbox.command(&[&add[..], &[bare]].concat());
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert!(finished.stderr.contains("looks like a secret"), "{finished:?}");
-    hides(&finished, &[bare]);
+    assert_hides(&finished, &[bare]);
     let finished = sandbox.command(&[&add[..], &["/nowhere/secret"]].concat());
     assert_eq!(finished.code, Some(1), "{finished:?}");
     assert!(finished.stderr.contains("cannot read \"/nowhere/secret\""), "{finished:?}");

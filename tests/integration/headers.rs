@@ -1,16 +1,15 @@
-//! What a request says about its event besides the body: the id, the type, the attempt's number, and the
+//! What a request has about its event besides the body: the id, the type, the attempt's number, and the
 //! forwarded producer's headers. It is the same for a delivery that waited, was split or died.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use amiquip::{AmqpValue, FieldTable};
 use serde_json::Value;
 
 use crate::commands::{json, succeed};
 use crate::harness::{
-    Event, Receiver, Reply, SOON, Sandbox, notifier::Launch, receiver::Request, wait_for,
-    wait_until,
+    EncodedDatabase, Event, Receiver, Reply, SOON, Sandbox, notifier::Launch, receiver::Request,
+    wait_for, wait_until,
 };
 use crate::signatures::verify;
 
@@ -25,7 +24,7 @@ fn table(headers: &[(&str, AmqpValue)]) -> FieldTable {
 }
 
 /// An event whose type is only in its property, with headers of all kinds.
-fn told() -> Event {
+fn with_headers() -> Event {
     Event::new("order.paid").body("{\"n\": 1}").headers(table(&[
         ("traceparent", text(TRACEPARENT)),
         ("tracestate", text("rojo=00f067aa0ba902b7,congo=t61rcWkgMzE")),
@@ -33,14 +32,14 @@ fn told() -> Event {
         ("account", text("größe 7")),
         ("x-tenant", text("blue")),
         ("X-Shard", AmqpValue::LongInt(17)),
-        ("x-private", text("nobody's business")),
+        ("x-private", text("a secret")),
         ("x-flag", AmqpValue::Boolean(true)),
         // A header that we write ourselves.
         ("x-attempt", AmqpValue::LongInt(40)),
     ]))
 }
 
-/// Some of the headers of [`told`].
+/// Some of the headers of [`with_headers`].
 const FORWARDED: &str = "x-tenant, x-shard,x-flag";
 
 #[track_caller]
@@ -70,7 +69,7 @@ fn notifier(sandbox: &Sandbox) -> Launch {
 }
 
 #[test]
-fn each_attempt_says_its_number_and_the_same_of_its_event() {
+fn each_attempt_has_its_number_and_the_same_headers_about_its_event() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.attempt {
         1 | 2 => Reply::Status(500),
@@ -78,7 +77,7 @@ fn each_attempt_says_its_number_and_the_same_of_its_event() {
     });
     sandbox.webhook(&receiver.url("/"), &["order.*"]);
     let _notifier = notifier(&sandbox).env("RETRY_SCHEDULE", "100ms,200ms").start();
-    let event = told();
+    let event = with_headers();
     sandbox.publish(&event);
     for (request, attempt) in receiver.wait_at("/", 3).iter().zip(["1", "2", "3"]) {
         expect_told(request, &event, attempt);
@@ -96,14 +95,14 @@ fn each_attempt_says_its_number_and_the_same_of_its_event() {
 }
 
 #[test]
-fn what_waited_in_a_backlog_or_was_split_says_the_same() {
+fn a_delivery_from_a_backlog_or_of_a_split_event_has_the_same_headers() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let paused = sandbox.webhook(&receiver.url("/paused"), &["*"]).to_string();
     succeed(&sandbox, &["webhooks", "pause", &paused]);
     sandbox.webhook(&receiver.url("/split"), &["*"]);
     let notifier = notifier(&sandbox).env("FANOUT_INLINE", "1").start();
-    let event = told();
+    let event = with_headers();
     sandbox.publish(&event);
     expect_told(&receiver.wait_at("/split", 1)[0], &event, "1");
     let split = [("reason", "split")];
@@ -117,19 +116,15 @@ fn what_waited_in_a_backlog_or_was_split_says_the_same() {
 }
 
 #[test]
-fn what_died_and_was_replayed_says_the_same_and_counts_anew() {
+fn a_replayed_delivery_has_the_same_headers_and_counts_anew() {
     let sandbox = Sandbox::new();
-    let is_well = Arc::new(AtomicBool::new(false));
-    let answer = Arc::clone(&is_well);
-    let receiver = Receiver::answering(move |_| {
-        Reply::Status(if answer.load(Ordering::SeqCst) { 200 } else { 500 })
-    });
+    let (receiver, is_fixed) = Receiver::failing(500);
     sandbox.webhook(&receiver.url("/"), &["*"]);
     let _notifier = notifier(&sandbox).env("RETRY_SCHEDULE", "100ms").start();
-    let event = told();
+    let event = with_headers();
     sandbox.publish(&event);
     wait_until(SOON, "it is dead", || sandbox.broker.ready(&sandbox.dead_queue()) == Some(1));
-    is_well.store(true, Ordering::SeqCst);
+    is_fixed.store(true, Ordering::SeqCst);
     // It has no FORWARD_HEADERS, and loses nothing because of that.
     succeed(&sandbox, &["dead-letters", "replay"]);
     let requests = receiver.wait_at("/", 3);
@@ -175,7 +170,7 @@ fn a_value_that_no_header_can_hold_is_left_out_and_costs_no_delivery() {
 }
 
 #[test]
-fn more_headers_than_anybody_means_cost_a_retry_nothing_of_its_own() {
+fn very_many_headers_cost_a_retry_none_of_its_own() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.attempt {
         1 => Reply::Status(500),
@@ -189,7 +184,7 @@ fn more_headers_than_anybody_means_cost_a_retry_nothing_of_its_own() {
     for headers in [many.collect::<FieldTable>(), large.chain(trace).collect()] {
         let event = Event::new("order.paid").headers(headers);
         sandbox.publish(&event);
-        wait_until(SOON, "it comes twice", || receiver.of("/", &event).len() == 2);
+        wait_until(SOON, "it arrives twice", || receiver.of("/", &event).len() == 2);
         let [first, second] = receiver.of("/", &event).try_into().expect("two");
         assert_eq!(first.header("traceparent"), second.header("traceparent"));
         assert_eq!(second.header("webhook-attempt"), "2");
@@ -197,7 +192,7 @@ fn more_headers_than_anybody_means_cost_a_retry_nothing_of_its_own() {
 }
 
 #[test]
-fn a_header_that_cannot_be_forwarded_ends_the_start_by_its_name() {
+fn a_header_that_cannot_be_forwarded_fails_the_start_and_is_named() {
     let sandbox = Sandbox::new();
     for (names, says) in [
         ("x-a,Webhook-Id", "\"Webhook-Id\" can't be forwarded"),
@@ -240,7 +235,7 @@ fn any_id_is_delivered_signed_and_found_again() {
         };
         sandbox.publish(&event);
         let found = || receiver.requests().into_iter().filter(|request| request.id() == header);
-        wait_until(SOON, "both attempts come", || found().count() == 2);
+        wait_until(SOON, "both attempts arrive", || found().count() == 2);
         for request in found() {
             verify(secret, &request).unwrap_or_else(|error| panic!("{error}: {request:?}"));
         }
@@ -248,29 +243,29 @@ fn any_id_is_delivered_signed_and_found_again() {
         let is_plain = id.bytes().all(|byte| byte.is_ascii_graphic());
         let shown = if is_plain { id.to_owned() } else { format!("{id:?}") };
         notifier.wait_stderr(SOON, &format!("attempt failed event={shown} webhook="));
-        for asked in [id, header] {
+        for name in [id, header] {
             let answer = wait_for(SOON, "its story is written", || {
-                let answer: Value = json(&sandbox.command(&["why", asked, "--json"]).stdout);
+                let answer: Value = json(&sandbox.command(&["why", name, "--json"]).stdout);
                 (answer["webhooks"][0]["state"] == "delivered").then_some(answer)
             });
-            assert_eq!(answer["event_id"], id, "{asked}");
+            assert_eq!(answer["event_id"], id, "{name}");
         }
     }
 }
 
 #[test]
-fn a_dead_letter_is_found_by_the_id_and_by_what_receivers_have_of_it() {
+fn a_dead_letter_is_found_by_its_id_and_by_the_id_that_receivers_get() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(410));
     sandbox.webhook(&receiver.url("/"), &["*"]);
     let _notifier = sandbox.notifier().env("DELIVERY_LOG", "off").start();
     sandbox.publish(&Event::new("order.paid").id("evt.1 ü"));
     wait_until(SOON, "it is dead", || sandbox.broker.ready(&sandbox.dead_queue()) == Some(1));
-    for asked in ["evt.1 ü", "evt%2E1%20%C3%BC"] {
-        let shown = succeed(&sandbox, &["dead-letters", "show", "--event", asked]);
-        assert!(shown.contains("x-event-id: evt.1 ü"), "{asked}: {shown}");
-        let answer = json(&succeed(&sandbox, &["why", asked, "--json"]));
-        assert_eq!(answer["event_id"], "evt.1 ü", "{asked}: {answer}");
+    for name in ["evt.1 ü", "evt%2E1%20%C3%BC"] {
+        let shown = succeed(&sandbox, &["dead-letters", "show", "--event", name]);
+        assert!(shown.contains("x-event-id: evt.1 ü"), "{name}: {shown}");
+        let answer = json(&succeed(&sandbox, &["why", name, "--json"]));
+        assert_eq!(answer["event_id"], "evt.1 ü", "{name}: {answer}");
     }
 }
 
@@ -292,35 +287,29 @@ fn a_byte_order_mark_is_skipped_and_not_sent_on() {
 }
 
 #[test]
-fn an_id_that_the_databases_encoding_lacks_is_in_the_log_as_receivers_have_it() {
+fn an_id_outside_the_databases_encoding_is_logged_as_receivers_get_it() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.attempt {
         1 => Reply::Status(500),
         _ => Reply::Status(200),
     });
-    let name = format!("{}_latin", sandbox.queue());
-    let create = "TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'";
-    sandbox.database.execute(&format!("CREATE DATABASE {name} {create}"), &[]);
-    let mut url = url::Url::parse(&sandbox.servers.database_url).expect("an URL");
-    url.set_path(&name);
-    let command = |arguments: &[&str]| {
-        sandbox.launch(arguments).env("DATABASE_URL", url.as_str()).spawn().finish(SOON)
-    };
-    assert_eq!(command(&["migrate"]).code, Some(0));
-    assert_eq!(command(&["webhooks", "add", &receiver.url("/"), "*"]).code, Some(0));
-    let notifier =
-        notifier(&sandbox).env("DATABASE_URL", url.as_str()).env("RETRY_SCHEDULE", "100ms").start();
+    let database = EncodedDatabase::new(&sandbox, "LATIN1");
+    let added = database.command(&["webhooks", "add", &receiver.url("/"), "*"]);
+    assert_eq!(added.code, Some(0), "{added:?}");
+    let notifier = notifier(&sandbox)
+        .env("DATABASE_URL", &database.url)
+        .env("RETRY_SCHEDULE", "100ms")
+        .start();
     for (id, header) in [("日本", "%E6%97%A5%E6%9C%AC"), ("bestellung-ü", "bestellung-%C3%BC")] {
         sandbox.publish(&Event::new("order.paid").id(id));
         let found = || receiver.requests().into_iter().filter(|request| request.id() == header);
-        wait_until(SOON, "both attempts come", || found().count() == 2);
-        for asked in [id, header] {
+        wait_until(SOON, "both attempts arrive", || found().count() == 2);
+        for name in [id, header] {
             wait_until(SOON, "its story is written", || {
-                let answer = json(&command(&["why", asked, "--json"]).stdout);
+                let answer = json(&database.command(&["why", name, "--json"]).stdout);
                 answer["webhooks"][0]["state"] == "delivered"
             });
         }
     }
     notifier.terminate();
-    sandbox.database.execute(&format!("DROP DATABASE {name} WITH (FORCE)"), &[]);
 }

@@ -54,17 +54,17 @@ impl Drop for Silent {
 
 /// The URL with that server first.
 fn with_first(url: &str, first: SocketAddr) -> String {
-    let parsed = Url::parse(url).expect("an URL");
+    let parsed = Url::parse(url).expect("a URL");
     let own = format!("{}:{}", parsed.host().expect("a host"), parsed.port().expect("a port"));
     assert_eq!(url.matches(&own).count(), 1, "{url}");
     url.replace(&own, &format!("{first},{own}"))
 }
 
-fn check_first(says: &'static [u8], parameters: &str) {
+fn check_first(sent: &'static [u8], parameters: &str) {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
-    let silent = Silent::saying(says);
+    let silent = Silent::saying(sent);
     let url = with_first(sandbox.database.url(), silent.address) + parameters;
     let command = |arguments: &[&str]| {
         sandbox.launch(arguments).env("DATABASE_URL", &url).spawn().finish(SOON)
@@ -76,7 +76,7 @@ fn check_first(says: &'static [u8], parameters: &str) {
     let notifier = sandbox.notifier().env("DATABASE_URL", &url).start();
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 1);
-    wait_until(SOON, "changes are heard", || {
+    wait_until(SOON, "notifications arrive", || {
         notifier.metric("webhook_directory_age_seconds", &[]) == 0.0
     });
     wait_until(SOON, "it is ready", || notifier.is_ready());
@@ -94,7 +94,7 @@ fn a_first_host_that_speaks_no_tls_and_then_says_nothing_is_passed_over() {
 }
 
 #[test]
-fn a_first_host_that_never_ends_its_handshake_of_tls_is_passed_over() {
+fn a_first_host_that_never_completes_its_tls_handshake_is_passed_over() {
     check_first(b"S", "");
 }
 
@@ -104,7 +104,7 @@ fn a_host_that_falls_silent_while_running_is_left_for_the_next() {
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
     let proxy = Proxy::before(sandbox.database.url());
-    let own = Url::parse(&proxy.url(sandbox.database.url())).expect("an URL");
+    let own = Url::parse(&proxy.url(sandbox.database.url())).expect("a URL");
     let first = format!("127.0.0.1:{}", own.port().expect("a port")).parse().expect("an address");
     let url = with_first(sandbox.database.url(), first);
     let notifier = sandbox.notifier().env("DATABASE_URL", &url).start();
@@ -115,10 +115,10 @@ fn a_host_that_falls_silent_while_running_is_left_for_the_next() {
     proxy.freeze();
     let unknown = Event::new("unknown");
     sandbox.publish(&unknown);
-    wait_until(LATER, "what only PostgreSQL knows is delivered", || {
+    wait_until(LATER, "the event whose webhook only PostgreSQL has is delivered", || {
         !receiver.of("/", &unknown).is_empty()
     });
-    wait_until(LATER, "changes are heard", || {
+    wait_until(LATER, "notifications arrive", || {
         notifier.metric("webhook_directory_age_seconds", &[]) == 0.0
     });
     wait_until(SOON, "it is ready", || notifier.is_ready());
@@ -126,18 +126,21 @@ fn a_host_that_falls_silent_while_running_is_left_for_the_next() {
 }
 
 #[test]
-fn where_no_host_answers_the_most_telling_error_is_told() {
+fn if_no_host_answers_the_most_informative_error_is_reported() {
     let sandbox = Sandbox::new();
     let silent = Silent::saying(b"");
-    let nobody = Receiver::new().refusing_url().replace("http://", "");
-    let nobody = nobody.trim_end_matches('/');
-    let url = format!("postgres://u:p@{},{nobody}/db", silent.address);
+    let refusing = Receiver::new().refusing_url().replace("http://", "");
+    let refusing = refusing.trim_end_matches('/');
+    let url = format!("postgres://u:p@{},{refusing}/db", silent.address);
     let launch = sandbox.launch(&["webhooks", "list"]).env("DATABASE_URL", url);
     let finished = launch.spawn().finish(SOON);
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    for part in
-        ["does not answer", "accepts connections", "/db", &format!("{nobody}: Connection refused")]
-    {
+    for part in [
+        "does not answer",
+        "accepts connections",
+        "/db",
+        &format!("{refusing}: Connection refused"),
+    ] {
         assert!(finished.stderr.contains(part), "no {part:?} in {finished:?}");
     }
 }
@@ -145,7 +148,7 @@ fn where_no_host_answers_the_most_telling_error_is_told() {
 #[test]
 fn a_parameter_that_cannot_be_read_is_named() {
     let sandbox = Sandbox::new();
-    for (url, says) in [
+    for (url, sent) in [
         ("host=a password=s3cret target_session_attrs=primary", "any, read-write, read-only"),
         ("host=a password=s3cret port=99999", "a value of port"),
         ("host=a password=s3cret other=s3cret", "a parameter that is not known"),
@@ -153,8 +156,8 @@ fn a_parameter_that_cannot_be_read_is_named() {
         let launch = sandbox.launch(&["webhooks", "list"]).env("DATABASE_URL", url);
         let finished = launch.spawn().finish(SOON);
         assert_ne!(finished.code, Some(0), "{finished:?}");
-        let said = &finished.stderr;
-        assert!(said.contains(says) && !said.contains("s3cret"), "{finished:?}");
+        let output = &finished.stderr;
+        assert!(output.contains(sent) && !output.contains("s3cret"), "{finished:?}");
     }
 }
 
@@ -168,21 +171,21 @@ fn of_several_hosts_one_that_takes_no_writes_is_not_used() {
         "CREATE ROLE {reader} SUPERUSER LOGIN PASSWORD '{password}';
          ALTER ROLE {reader} SET default_transaction_read_only = on"
     ));
-    let mut own = Url::parse(sandbox.database.url()).expect("an URL");
+    let mut own = Url::parse(sandbox.database.url()).expect("a URL");
     own.set_username(&reader).expect("it has a host");
     own.set_password(Some(&password)).expect("it has a host");
     let own_address = own.socket_addrs(|| None).expect("an address")[0];
     let check =
         |url: &str| sandbox.launch(&["check"]).env("DATABASE_URL", url).spawn().finish(SOON);
-    let nobody = Receiver::new().refusing_url().replace("http://", "");
-    let nobody = nobody.trim_end_matches('/');
-    let finished = check(&with_first(own.as_str(), nobody.parse().expect("an address")));
+    let refusing = Receiver::new().refusing_url().replace("http://", "");
+    let refusing = refusing.trim_end_matches('/');
+    let finished = check(&with_first(own.as_str(), refusing.parse().expect("an address")));
     sandbox.database.execute(&format!("DROP ROLE {reader}"), &[]);
 
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    let says = format!("{own_address}: ");
+    let sent = format!("{own_address}: ");
     let standby = "no host that answers is a primary: is a standby to be promoted?";
-    for part in [&says, standby, &format!("{nobody}: Connection refused")] {
+    for part in [&sent, standby, &format!("{refusing}: Connection refused")] {
         assert!(finished.stdout.contains(part), "no {part:?} in {finished:?}");
     }
 }

@@ -145,7 +145,7 @@ fn an_event_is_named_by_the_beginning_of_its_id() {
 }
 
 #[test]
-fn what_tail_shows_can_be_given_to_other_commands() {
+fn ids_shown_by_tail_can_be_given_to_other_commands() {
     let sandbox = Sandbox::new();
     let _notifier = with_dead(&sandbox, &["größe 1"]);
     let tail = sandbox.launch(&["tail"]).spawn();

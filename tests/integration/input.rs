@@ -1,7 +1,7 @@
-//! Input from outside, for every parser: what is accepted is bounded and means what it says; what is
+//! Input from outside, for every parser: what is accepted is bounded and keeps its meaning; what is
 //! refused is named in one line that discloses no secret. No server is needed here.
 //!
-//! `tests/corpus/<door>/` holds examples, one per file, named `good-…` or `bad-…` and after what they
+//! `tests/corpus/<parser>/` holds examples, one per file, named `good-…` or `bad-…` and after what they
 //! show. In addition there are random inputs: PROPTEST_CASES sets how many.
 
 use std::{fmt, fs, path::Path};
@@ -26,8 +26,8 @@ fn cases(part: u32) -> Config {
 }
 
 /// The examples for a parser, in order.
-fn corpus(door: &str) -> Vec<(String, Vec<u8>)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(door);
+fn corpus(parser: &str) -> Vec<(String, Vec<u8>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(parser);
     let files = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
     let mut examples: Vec<_> = files
         .map(|file| {
@@ -37,14 +37,14 @@ fn corpus(door: &str) -> Vec<(String, Vec<u8>)> {
         })
         .collect();
     examples.sort();
-    assert!(examples.len() > 5, "{door} has {} examples", examples.len());
+    assert!(examples.len() > 5, "{parser} has {} examples", examples.len());
     examples
 }
 
 /// The examples that are text.
-fn texts(door: &str) -> Vec<(String, String)> {
+fn texts(parser: &str) -> Vec<(String, String)> {
     let text = |bytes| String::from_utf8(bytes).expect("these are text");
-    corpus(door).into_iter().map(|(name, bytes)| (name, text(bytes))).collect()
+    corpus(parser).into_iter().map(|(name, bytes)| (name, text(bytes))).collect()
 }
 
 /// Checks a result against the example's name.
@@ -67,7 +67,7 @@ fn check_example<T: fmt::Debug, E: fmt::Display>(name: &str, answer: Result<T, E
 /// What is wrong with a line for people.
 fn fault_of(line: &str) -> Option<&'static str> {
     if line.is_empty() {
-        return Some("it says nothing");
+        return Some("it has no text");
     }
     if line.chars().any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202e}')) {
         return Some("a control character");
@@ -133,8 +133,8 @@ impl Change {
 }
 
 /// An example with up to four changes.
-fn changed(door: &str) -> impl Strategy<Value = Vec<u8>> + use<> {
-    let examples = corpus(door).into_iter().map(|(_, bytes)| bytes).collect::<Vec<_>>();
+fn changed(parser: &str) -> impl Strategy<Value = Vec<u8>> + use<> {
+    let examples = corpus(parser).into_iter().map(|(_, bytes)| bytes).collect::<Vec<_>>();
     let changes = prop::collection::vec(Change::any(), 0..4);
     (prop::sample::select(examples), changes).prop_map(|(mut bytes, changes)| {
         changes.iter().for_each(|change| change.apply(&mut bytes));
@@ -143,6 +143,6 @@ fn changed(door: &str) -> impl Strategy<Value = Vec<u8>> + use<> {
 }
 
 /// The same for parsers that only get text.
-fn changed_text(door: &str) -> impl Strategy<Value = String> + use<> {
-    changed(door).prop_map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+fn changed_text(parser: &str) -> impl Strategy<Value = String> + use<> {
+    changed(parser).prop_map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -1,31 +1,30 @@
-//! Receivers that read a large body slowly, or not at all: what they send meanwhile isn't an answer
-//! before it is complete, and their deadline is the usual one.
+//! Receivers that read a large body slowly, or not at all. What they send meanwhile is no answer until it
+//! is complete, and the usual deadline applies.
 
-use std::{io::Write as _, thread, time::Duration};
+use std::{thread, time::Duration};
 
-use tempfile::NamedTempFile;
-
-use crate::harness::{Authority, Event, Notifier, SOON, Sandbox, Terminator, Wire, wait_until};
+use crate::harness::{
+    Authority, Event, Launch, Notifier, SOON, Sandbox, Terminator, Wire, wait_until,
+};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// Less than the deadline, and more than a third of it.
+/// How long a receiver doesn't read: less than the deadline, and more than a third of it.
 const STALL: Duration = Duration::from_secs(3);
 
-/// More than the largest buffers that the kernel gives a connection.
+/// An event whose body is larger than the largest buffers that the kernel gives a connection.
 fn large_event() -> Event {
     let mut event = Event::new("large");
     event.body = format!(r#"{{"padding": "{}"}}"#, "x".repeat(8_000_000)).into_bytes();
     event
 }
 
-fn start(sandbox: &Sandbox) -> Notifier {
+fn launch(sandbox: &Sandbox) -> Launch {
     sandbox
         .notifier()
         .env("REQUEST_TIMEOUT", format!("{}s", REQUEST_TIMEOUT.as_secs()))
         .env("RETRY_SCHEDULE", "100ms")
         .env("MAX_EVENT_BYTES", "16MiB")
-        .start()
 }
 
 /// Sends a small event first, and then a large one on the same connection; each is delivered by one
@@ -42,13 +41,13 @@ fn check_delivered(sandbox: &Sandbox, notifier: &Notifier) {
     }
 }
 
-/// Answers a small request, and then a large one: sends something once it has the head, pauses, and then
-/// reads and answers it.
-fn slow_reader(says: &'static str) -> Wire {
+/// Answers a small request at once. When it has the head of a large one, it sends something, pauses, and
+/// then reads and answers it.
+fn slow_reader(sends: &'static str) -> Wire {
     Wire::serving(move |connection| {
         while let Some(seen) = connection.head() {
             if seen.length > 100_000 {
-                connection.say(says);
+                connection.send(sends);
                 thread::sleep(STALL);
             }
             connection.body(&seen);
@@ -58,44 +57,36 @@ fn slow_reader(says: &'static str) -> Wire {
 }
 
 #[track_caller]
-fn check_slow_reader(says: &'static str) {
-    let receiver = slow_reader(says);
+fn check_slow_reader(sends: &'static str) {
+    let receiver = slow_reader(sends);
     let sandbox = Sandbox::new();
     sandbox.webhook(&receiver.url(), &["*"]);
-    let notifier = start(&sandbox);
+    let notifier = launch(&sandbox).start();
     check_delivered(&sandbox, &notifier);
-    assert_eq!(receiver.seen().len(), 2, "each came once");
+    assert_eq!(receiver.seen().len(), 2, "each arrived once");
     notifier.terminate();
     sandbox.wait_drained();
 }
 
 #[test]
-fn one_that_reads_late_is_waited_for_on_a_reused_connection_too() {
+fn a_receiver_that_reads_late_is_waited_for_on_a_reused_connection_too() {
     check_slow_reader("");
 }
 
 #[test]
-fn an_interim_answer_before_the_body_is_read_ends_nothing() {
+fn an_interim_answer_before_the_body_is_read_does_not_end_the_attempt() {
     check_slow_reader("HTTP/1.1 100 Continue\r\n\r\n");
 }
 
 #[test]
-fn one_that_reads_late_under_tls_gets_what_was_sent() {
+fn a_receiver_that_reads_late_under_tls_gets_the_whole_body() {
     let receiver = slow_reader("");
     let authority = Authority::new("a CA of the tests");
     let terminator = Terminator::before(&receiver.url(), authority.good());
-    let mut trusted = NamedTempFile::new().expect("a file");
-    trusted.write_all(authority.pem().as_bytes()).expect("it is writable");
+    let trusted = authority.file();
     let sandbox = Sandbox::new();
     sandbox.webhook(&terminator.url(&receiver.url()), &["*"]);
-    let file = trusted.path().to_str().expect("a plain path").to_owned();
-    let notifier = sandbox
-        .notifier()
-        .env("TLS_CA_FILE", file)
-        .env("REQUEST_TIMEOUT", format!("{}s", REQUEST_TIMEOUT.as_secs()))
-        .env("RETRY_SCHEDULE", "100ms")
-        .env("MAX_EVENT_BYTES", "16MiB")
-        .start();
+    let notifier = launch(&sandbox).env("TLS_CA_FILE", trusted.path()).start();
     check_delivered(&sandbox, &notifier);
     notifier.terminate();
     sandbox.wait_drained();
@@ -110,13 +101,13 @@ fn a_reused_connection_that_is_closed_under_the_body_is_no_failed_attempt() {
         let seen = connection.request().expect("a small one");
         assert!(seen.length < 100_000);
         connection.ok("");
-        // It closes the connection without having read a byte of the next request.
-        connection.has_more();
+        // It closes the connection without reading a byte of the next request.
+        connection.wait_for_input();
         thread::sleep(Duration::from_millis(100));
     });
     let sandbox = Sandbox::new();
     sandbox.webhook(&receiver.url(), &["*"]);
-    let notifier = start(&sandbox);
+    let notifier = launch(&sandbox).start();
     check_delivered(&sandbox, &notifier);
     assert_eq!(receiver.seen().len(), 2, "each was read once");
     notifier.terminate();
@@ -127,16 +118,16 @@ fn a_reused_connection_that_is_closed_under_the_body_is_no_failed_attempt() {
 fn interim_answers_without_end_do_not_outlast_the_deadline() {
     let receiver = Wire::serving(|connection| {
         if connection.head().is_some() {
-            // This takes more than a minute, if somebody reads for that long.
+            // This takes more than a minute if the notifier reads for that long.
             for _ in 0..700 {
-                connection.say("HTTP/1.1 100\r\n\r\n");
+                connection.send("HTTP/1.1 100\r\n\r\n");
                 thread::sleep(Duration::from_millis(100));
             }
         }
     });
     let sandbox = Sandbox::new();
     sandbox.webhook(&receiver.url(), &["*"]);
-    let notifier = start(&sandbox);
+    let notifier = launch(&sandbox).start();
     sandbox.publish(&large_event());
     // Two attempts.
     let error = sandbox.take_dead();

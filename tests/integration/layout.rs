@@ -233,7 +233,7 @@ fn modules_use_each_other_only_along_the_arrows_of_the_design() {
     assert!(violations.is_empty(), "{violations:#?}");
 }
 
-/// What is allowed and never used tells a reader of ways that there are not.
+/// What is allowed and never used suggests ways to a reader that do not exist.
 #[test]
 fn the_design_has_no_module_arrow_or_owner_that_the_sources_do_not_have() {
     let sources = sources();
@@ -268,7 +268,7 @@ fn the_design_has_no_module_arrow_or_owner_that_the_sources_do_not_have() {
 }
 
 #[test]
-fn no_module_uses_itself_by_way_of_others() {
+fn no_module_uses_itself_through_others() {
     let sources = sources();
     let all: BTreeSet<_> = sources.iter().map(|source| source.module.as_str()).collect();
     let mut uses: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
@@ -303,7 +303,7 @@ fn a_crate_that_does_io_is_named_only_by_the_modules_that_own_it() {
 }
 
 #[test]
-fn the_domain_does_no_io_and_knows_neither_clock_nor_chance() {
+fn the_domain_has_no_io_no_clock_and_no_randomness() {
     // An address or a time passed as an argument is only a value.
     let forbidden = [
         "TcpStream",
@@ -335,7 +335,7 @@ fn the_domain_does_no_io_and_knows_neither_clock_nor_chance() {
         for word in forbidden {
             assert!(!words.contains(word), "{path} names {word}");
         }
-        assert!(!source.code.contains("::now()"), "{path} asks for the time");
+        assert!(!source.code.contains("::now()"), "{path} reads the clock");
         let of_std = used_of(&source.code, "std");
         for module in forbidden_of_std {
             assert!(!of_std.contains(module), "{path} uses std::{module}");

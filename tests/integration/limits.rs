@@ -11,7 +11,7 @@ use crate::harness::{
 };
 
 /// The address space of a thread's stack. A limit on the address space then limits the threads, without
-/// special permissions and without counting other processes' threads: what is left when no more threads
+/// special permissions and without counting other processes' threads: what still works when no more threads
 /// can be started is enough for everything else.
 const STACK: u64 = 64 << 20;
 
@@ -44,7 +44,7 @@ fn in_space(sandbox: &Sandbox, bytes: u64, arguments: &[&str]) -> Launch {
 const SLOW: RangeInclusive<usize> = 1..=30;
 
 #[test]
-fn where_no_more_threads_can_be_had_everything_is_delivered_all_the_same() {
+fn if_no_more_threads_can_be_started_everything_is_still_delivered() {
     let sandbox = Sandbox::new();
     let slow = Receiver::answering(|_| Reply::Slow(Duration::from_millis(100), 200));
     let failing = Receiver::answering(|request| match request.attempt {

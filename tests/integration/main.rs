@@ -56,6 +56,7 @@ mod hosts;
 mod pooler;
 mod backlogs;
 mod backlog_table;
+mod backlog_commands;
 mod directory;
 mod changes;
 mod topology;

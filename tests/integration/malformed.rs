@@ -42,7 +42,7 @@ fn check_malformed(sandbox: &Sandbox, cases: Vec<(&str, Event)>, max_event_bytes
 }
 
 #[test]
-fn what_is_not_an_event_is_a_dead_letter_with_a_reason_and_the_next_event_is_served() {
+fn a_message_that_is_no_event_is_a_dead_letter_with_a_reason_and_the_next_is_delivered() {
     let object_of = |bytes: usize| format!("{{\"type\":\"t\",\"x\":\"{}\"}}", "x".repeat(bytes));
     let body = |body: &str| Event::raw(body);
     let typed = |body: &str| Event::raw(body).kind("t");
@@ -101,7 +101,7 @@ fn nesting_is_bounded_before_it_can_end_the_process() {
 }
 
 #[test]
-fn an_event_of_exactly_the_largest_size_and_reasonable_depth_is_served() {
+fn an_event_of_exactly_the_largest_size_and_reasonable_depth_is_delivered() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -138,14 +138,14 @@ pub(crate) fn publish_raw_to(sandbox: &Sandbox, queue: &str, event: Event) {
 }
 
 /// Publishes an event as changed by `forge`, in a way that no Rust library would send, but others do.
-/// `forge` sees all bytes that haven't been sent yet, and says whether they can be sent.
+/// `forge` sees all bytes that haven't been sent yet, and returns whether they can be sent.
 fn publish_forged(
     sandbox: &Sandbox,
     queue: &str,
     event: Event,
     forge: impl Fn(&mut [u8]) -> bool + Send + 'static,
 ) {
-    let url = url::Url::parse(&sandbox.servers.amqp_url).expect("an URL");
+    let url = url::Url::parse(&sandbox.servers.amqp_url).expect("a URL");
     let upstream = (url.host_str().expect("a host"), url.port().expect("a port"));
     let server = TcpStream::connect(upstream).expect("the broker accepts");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -170,7 +170,7 @@ fn publish_forged(
 }
 
 #[test]
-fn a_property_that_is_not_utf8_is_a_dead_letter_and_the_next_event_is_served() {
+fn an_event_whose_property_is_not_utf8_is_a_dead_letter_and_the_next_is_delivered() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);

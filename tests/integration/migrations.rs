@@ -31,7 +31,7 @@ fn refuse(sandbox: &Sandbox, parts: &[&str]) -> Finished {
 }
 
 #[test]
-fn what_is_applied_is_written_down_with_its_checksum_and_what_older_versions_applied_gets_one() {
+fn migrations_are_recorded_with_a_checksum_and_those_of_older_versions_get_one() {
     let sandbox = Sandbox::new();
     let recorded = applied(&sandbox);
     assert!(recorded.len() >= 15, "{recorded:?}");
@@ -54,7 +54,7 @@ fn what_is_applied_is_written_down_with_its_checksum_and_what_older_versions_app
 }
 
 #[test]
-fn where_other_statements_were_applied_migrate_changes_nothing_and_says_what_to_do() {
+fn if_other_statements_were_applied_migrate_changes_nothing_and_says_what_to_do() {
     let sandbox = Sandbox::new();
     sandbox.database.run_script(
         "UPDATE schema_migrations SET checksum = repeat('f', 64) WHERE version IN (2, 7);

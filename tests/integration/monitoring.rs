@@ -4,17 +4,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::Ordering,
 };
 
 use serde_json::{Value, json};
 
 use crate::{
     harness::{
-        Event, LATER, Prometheus, Proxy, Receiver, Reply, Sandbox, exposition::Exposition,
+        Event, LATER, Prometheus, Proxy, Receiver, Sandbox, exposition::Exposition,
         prometheus::folder, wait_until,
     },
     observability::eventful,
@@ -35,10 +32,10 @@ const ITS_OWN: [(&str, &[&str]); 2] = [("up", &[]), ("ALERTS", &["alertname", "a
 #[track_caller]
 fn promtool(arguments: &[&str], file: PathBuf) {
     let output = Command::new("promtool").args(arguments).arg(&file).output();
-    let output = output.expect("promtool is installed: run `make test`, it sees to that");
-    let said =
+    let output = output.expect("promtool is installed: `make test` installs it");
+    let printed =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    assert!(output.status.success(), "{}: {}", file.display(), said.concat());
+    assert!(output.status.success(), "{}: {}", file.display(), printed.concat());
 }
 
 #[test]
@@ -54,7 +51,7 @@ fn the_rules_are_valid_and_each_of_their_cases_holds() {
 /// The series that an expression may use.
 struct Known {
     metrics: Exposition,
-    /// By name; only the rules know the labels of these.
+    /// By name; only the rules define the labels of these.
     recorded: BTreeSet<String>,
 }
 
@@ -125,7 +122,7 @@ fn has(labels: &BTreeSet<&str>, label: &str) -> bool {
 }
 
 #[test]
-fn these_tests_object_to_metrics_that_are_not_used_as_what_they_are() {
+fn these_tests_object_to_metrics_that_are_not_used_by_their_type() {
     let exposition = "# TYPE g gauge\ng{x=\"1\"} 1\n# TYPE c counter\nc 1\n\
                       # TYPE h histogram\nh_bucket{le=\"1\"} 1\nh_sum 1\n";
     let known = Known {
@@ -168,7 +165,7 @@ fn rules_dashboard_and_documents_use_metrics_as_they_are_exported() {
 
     let panels = dashboard::expressions();
     known.assert_sound(&panels);
-    // The depths of wait queues, which not every notifier tells.
+    // The depths of wait queues, which not every notifier reports.
     let has_waits = notifier.get("/metrics").body.contains("\"webhooks.wait.");
     for (place, expression) in &panels {
         if has_waits || !expression.contains("queue=~\"webhooks[.]wait") {
@@ -220,7 +217,7 @@ fn always_firing(rules: &[Value]) -> String {
 }
 
 #[test]
-fn each_alert_says_what_is_wrong_how_bad_it_is_and_what_to_do() {
+fn each_alert_states_the_problem_its_severity_and_the_remedy() {
     // Nothing listens there.
     let prometheus = Prometheus::watching("127.0.0.1:9".parse().expect("an address"));
     let rules = prometheus.rules();
@@ -244,7 +241,7 @@ fn each_alert_says_what_is_wrong_how_bad_it_is_and_what_to_do() {
 }
 
 #[test]
-fn prometheus_sees_a_lane_cut_off_and_a_process_gone_and_both_come_back() {
+fn prometheus_alerts_for_a_lane_cut_off_and_an_ended_process_until_both_are_back() {
     let sandbox = Sandbox::new();
     let proxy = Proxy::before(&sandbox.servers.amqp_url);
     let start = || {
@@ -280,13 +277,9 @@ fn prometheus_sees_a_lane_cut_off_and_a_process_gone_and_both_come_back() {
 }
 
 #[test]
-fn prometheus_sees_most_deliveries_fail_and_die_and_the_end_of_it() {
+fn prometheus_sees_most_deliveries_fail_and_die_and_then_recover() {
     let sandbox = Sandbox::new();
-    let is_well = Arc::new(AtomicBool::new(false));
-    let receiver = Receiver::answering({
-        let is_well = Arc::clone(&is_well);
-        move |_| Reply::Status(if is_well.load(Ordering::SeqCst) { 200 } else { 500 })
-    });
+    let (receiver, is_fixed) = Receiver::failing(500);
     // One or two failing receivers cause no alert.
     for path in ["/a", "/b", "/c"] {
         sandbox.webhook(&receiver.url(path), &["*"]);
@@ -311,7 +304,7 @@ fn prometheus_sees_most_deliveries_fail_and_die_and_the_end_of_it() {
     let failing = fired["WebhookFailureRatio"].text("description");
     assert!(failing.starts_with("100% of"), "{failing}");
 
-    is_well.store(true, Ordering::SeqCst);
+    is_fixed.store(true, Ordering::SeqCst);
     wait_until(LATER, "no alert fires any more", || {
         sandbox.publish(&Event::new("order.paid"));
         prometheus.alerts().is_empty()

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     commands,
-    harness::{DeadLetter, Event, Receiver, Reply, SOON, Sandbox, wait_until},
+    harness::{DeadLetter, Event, Receiver, Reply, SOON, Sandbox, unwrapped, wait_until},
 };
 
 /// How `why` explains such a delivery.
@@ -18,7 +18,7 @@ fn receiver() -> Receiver {
 }
 
 #[test]
-fn a_hopeless_answer_is_dead_at_once_and_others_are_tried_again() {
+fn a_delivery_with_a_no_retry_status_is_dead_at_once_and_others_are_retried() {
     let sandbox = Sandbox::new();
     let receiver = receiver();
     let refusing = sandbox.webhook(&receiver.url("/422"), &["refused"]);
@@ -44,15 +44,14 @@ fn a_hopeless_answer_is_dead_at_once_and_others_are_tried_again() {
     assert!(line.contains("reason=status_4xx") && line.contains("next=dead:refused"), "{line}");
     notifier.wait_metric("webhook_dead_letters_total", &[("reason", "refused")], 1.0);
     // The log is written in parallel to the deliveries.
-    wait_until(SOON, "`why` says so", || {
-        let why = sandbox.command(&["why", &event.id]).stdout;
-        why.split_whitespace().collect::<Vec<_>>().join(" ").contains(REFUSED)
+    wait_until(SOON, "`why` reports it", || {
+        unwrapped(&sandbox.command(&["why", &event.id]).stdout).contains(REFUSED)
     });
 
     sandbox.publish(&Event::new("failed"));
     receiver.wait_at("/500", 2);
     sandbox.publish(&Event::new("gone"));
-    assert_eq!(sandbox.take_dead().text("x-dead-reason"), "gone", "410 means what it always does");
+    assert_eq!(sandbox.take_dead().text("x-dead-reason"), "gone", "410 keeps its meaning");
     assert_eq!(receiver.at("/422").len(), 1);
 }
 
@@ -113,10 +112,11 @@ fn a_test_says_that_a_delivery_would_be_dead() {
     let sandbox = Sandbox::new();
     let receiver = receiver();
     let webhook = sandbox.webhook(&receiver.url("/404"), &["*"]).to_string();
-    for (statuses, says) in [("4xx", "would be dead at once"), ("400", "would be tried again")] {
+    for (statuses, expected) in [("4xx", "would be dead at once"), ("400", "would be tried again")]
+    {
         let test = sandbox.launch(&["webhooks", "test", &webhook]);
         let test = test.env("ALLOW_NETWORKS", "127.0.0.0/8").env("NO_RETRY_STATUS", statuses);
         let finished = test.spawn().finish(SOON);
-        assert!(finished.stderr.contains(says), "{finished:?}");
+        assert!(finished.stderr.contains(expected), "{finished:?}");
     }
 }

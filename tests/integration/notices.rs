@@ -1,4 +1,4 @@
-//! What happens to webhooks is published to the exchange `webhooks.events`, once, for whoever has bound
+//! What happens to webhooks is published to the exchange `webhooks.events`, once, for every queue that is bound
 //! a queue; nothing waits for that.
 
 mod disable_after;
@@ -22,16 +22,16 @@ use crate::{
 const EXCHANGE: &str = "webhooks.events";
 
 /// A queue bound to the exchange, and the notices it got. Other tests' notices arrive, too.
-struct Told<'s> {
+struct NoticeQueue<'s> {
     sandbox: &'s Sandbox,
     queue: String,
     notices: std::cell::RefCell<Vec<(Message, Value)>>,
 }
 
-impl<'s> Told<'s> {
+impl<'s> NoticeQueue<'s> {
     #[track_caller]
     fn bound(sandbox: &'s Sandbox, key: &str) -> Self {
-        let queue = format!("{}.told", sandbox.queue());
+        let queue = format!("{}.notices", sandbox.queue());
         sandbox.broker.declare(&queue, FieldTable::new()).expect("a fresh name");
         sandbox.broker.bind(&queue, EXCHANGE, key);
         Self { sandbox, queue, notices: std::cell::RefCell::default() }
@@ -63,7 +63,7 @@ impl<'s> Told<'s> {
     }
 }
 
-impl Drop for Told<'_> {
+impl Drop for NoticeQueue<'_> {
     fn drop(&mut self) {
         let _ = self.sandbox.broker.delete(&self.queue);
     }
@@ -74,14 +74,14 @@ fn published(notifier: &Notifier) -> f64 {
 }
 
 #[test]
-fn what_somebody_does_to_a_webhook_is_told_once_in_the_shape_of_an_event() {
+fn a_change_to_a_webhook_is_published_once_in_the_form_of_an_event() {
     let sandbox = Sandbox::new();
     let url = "https://hooks.example.com:8443/s3cret?token=s3cret";
     let webhook = sandbox.webhook(url, &["*"]);
     let set_account = "UPDATE webhooks SET account = 'acme' WHERE id = $1";
     sandbox.database.execute(set_account, &[&webhook]);
     let notifiers = [sandbox.notifier().start(), sandbox.notifier().start()];
-    let told = Told::bound(&sandbox, "#");
+    let bound = NoticeQueue::bound(&sandbox, "#");
     let id = webhook.to_string();
     let mut types = Vec::new();
     for (arguments, of_type) in [
@@ -92,15 +92,15 @@ fn what_somebody_does_to_a_webhook_is_told_once_in_the_shape_of_an_event() {
     ] {
         succeed(&sandbox, arguments);
         types.push(of_type);
-        told.wait_for(webhook, &types);
+        bound.wait_for(webhook, &types);
     }
-    holds_for(Duration::from_secs(1), "each is told once", || {
-        told.types_of(webhook).len() == types.len()
+    holds_for(Duration::from_secs(1), "each is published once", || {
+        bound.types_of(webhook).len() == types.len()
     });
     let all: f64 = notifiers.iter().map(published).sum();
     assert_eq!(all, 4.0);
 
-    let notices = told.of(webhook);
+    let notices = bound.of(webhook);
     for notice in &notices {
         assert_eq!(notice["version"], 1, "{notice}");
         assert_eq!(notice["account"], "acme", "{notice}");
@@ -110,7 +110,7 @@ fn what_somebody_does_to_a_webhook_is_told_once_in_the_shape_of_an_event() {
     }
     assert!(notices[0]["data"]["paused_at"].is_string(), "{}", notices[0]);
     assert_eq!(notices[2]["data"]["cause"], "operator");
-    let messages = told.notices.borrow();
+    let messages = bound.notices.borrow();
     let (message, body) =
         messages.iter().find(|(_, body)| *body == notices[0]).expect("it was taken");
     let properties = &message.properties;
@@ -122,9 +122,8 @@ fn what_somebody_does_to_a_webhook_is_told_once_in_the_shape_of_an_event() {
 }
 
 #[test]
-fn what_changes_while_no_notifier_runs_is_told_by_the_next_and_what_was_so_before_is_not() {
-    let sandbox = Sandbox::bare(&crate::harness::Servers::shared(), 1);
-    assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
+fn a_change_while_no_notifier_runs_is_published_by_the_next_and_an_older_one_is_not() {
+    let sandbox = Sandbox::without_queues(&crate::harness::Servers::shared(), 1);
     sandbox.broker.declare(sandbox.queue(), FieldTable::new()).expect("a fresh name");
     let [old, new] =
         ["/old", "/new"].map(|path| sandbox.webhook(&format!("https://example.com{path}"), &["*"]));
@@ -134,27 +133,27 @@ fn what_changes_while_no_notifier_runs_is_told_by_the_next_and_what_was_so_befor
     sandbox.database.run_script("DROP TABLE webhook_conditions");
     assert!(succeed(&sandbox, &["migrate"]).contains("table webhook_conditions"));
     let first = sandbox.notifier().start();
-    let told = Told::bound(&sandbox, "webhook.*");
+    let bound = NoticeQueue::bound(&sandbox, "webhook.*");
     first.terminate();
 
     sandbox.database.execute(pause, &[&new]);
     let second = sandbox.notifier().start();
-    let notices = told.wait_for(new, &["webhook.paused"]);
+    let notices = bound.wait_for(new, &["webhook.paused"]);
     assert!(notices[0].get("account").is_none(), "{}", notices[0]);
     second.kill();
     let third = sandbox.notifier().start();
     let resume = "UPDATE webhooks SET paused_at = NULL";
     sandbox.database.execute(resume, &[]);
-    told.wait_for(new, &["webhook.paused", "webhook.resumed"]);
-    told.wait_for(old, &["webhook.resumed"]);
+    bound.wait_for(new, &["webhook.paused", "webhook.resumed"]);
+    bound.wait_for(old, &["webhook.resumed"]);
     third.terminate();
 }
 
 #[test]
-fn a_dead_letter_is_told_to_its_owner_by_webhook_and_a_dead_notice_to_nobody() {
+fn the_owner_of_a_dead_letter_gets_a_notice_and_a_dead_notice_causes_none() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.path.as_str() {
-        "/told" => Reply::Status(200),
+        "/notices" => Reply::Status(200),
         _ => Reply::Status(422),
     });
     let notifier = sandbox.notifier().env("NO_RETRY_STATUS", "422").start();
@@ -167,7 +166,7 @@ fn a_dead_letter_is_told_to_its_owner_by_webhook_and_a_dead_notice_to_nobody() {
         webhook
     };
     let refusing = register("/refusing", &["order.*"], Some("acme"));
-    register("/told", &["delivery.dead"], Some("acme"));
+    register("/notices", &["delivery.dead"], Some("acme"));
     register("/others", &["delivery.dead"], Some("other"));
     // It refuses all notices, which become dead letters.
     register("/operator", &["delivery.dead"], None);
@@ -178,8 +177,8 @@ fn a_dead_letter_is_told_to_its_owner_by_webhook_and_a_dead_notice_to_nobody() {
     sandbox.publish(&event);
 
     let is_ours = |body: &[u8]| String::from_utf8_lossy(body).contains(&refusing.to_string());
-    let notice = wait_for(SOON, "its owner is told", || {
-        receiver.at("/told").into_iter().find(|request| is_ours(&request.body))
+    let notice = wait_for(SOON, "its owner gets the notice", || {
+        receiver.at("/notices").into_iter().find(|request| is_ours(&request.body))
     });
     assert_eq!(notice.header("webhook-event-type"), "delivery.dead");
     assert_eq!(notice.header("webhook-account"), "acme");
@@ -201,27 +200,29 @@ fn a_dead_letter_is_told_to_its_owner_by_webhook_and_a_dead_notice_to_nobody() {
     holds_for(Duration::from_secs(2), "of a dead notice there is none", || {
         published(&notifier) == 1.0
     });
-    let told = receiver.at("/told").into_iter().filter(|request| is_ours(&request.body));
-    assert_eq!(told.count(), 1);
+    let seen = receiver.at("/notices").into_iter().filter(|request| is_ours(&request.body));
+    assert_eq!(seen.count(), 1);
     assert!(!receiver.at("/others").iter().any(|request| is_ours(&request.body)));
     notifier.terminate();
 }
 
 #[test]
-fn of_a_flood_of_dead_letters_each_is_told_or_counted_and_nothing_waits_for_it() {
+fn each_of_a_flood_of_dead_letters_is_published_or_counted_and_nothing_waits_for_it() {
     const MANY: usize = 1_500;
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(422));
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
     let launch = sandbox.notifier().env("NO_RETRY_STATUS", "422").env("PREFETCH_COUNT", "64");
     let notifier = launch.env("CIRCUIT_BREAKER", "off").start();
-    let told = Told::bound(&sandbox, "delivery.dead");
+    let bound = NoticeQueue::bound(&sandbox, "delivery.dead");
     let events: Vec<Event> = (0..MANY).map(|_| Event::new("order.paid")).collect();
     sandbox.broker.publish(sandbox.queue(), &events);
     notifier.wait_metric("webhook_dead_letters_total", &[], MANY as f64);
     let dropped = || notifier.metric("webhook_notices_total", &[("result", "dropped")]);
-    wait_until(SOON, "each is told or counted", || published(&notifier) + dropped() == MANY as f64);
-    assert_eq!(told.of(webhook).len() as f64, published(&notifier));
+    wait_until(SOON, "each is published or counted as dropped", || {
+        published(&notifier) + dropped() == MANY as f64
+    });
+    assert_eq!(bound.of(webhook).len() as f64, published(&notifier));
     assert_eq!(notifier.metric("webhook_notices_waiting", &[]), 0.0);
     notifier.terminate();
 }

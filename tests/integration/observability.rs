@@ -112,7 +112,7 @@ fn every_promised_metric_is_there_with_its_type_and_labels() {
 }
 
 #[test]
-fn the_label_values_are_bounded_and_tell_nothing_about_receivers() {
+fn the_label_values_are_bounded_and_reveal_nothing_about_receivers() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(500));
     let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "100ms").start();
@@ -155,7 +155,7 @@ fn first_attempts_count_under_the_queue_of_their_event_even_where_it_was_split()
 }
 
 #[test]
-fn a_request_in_flight_is_seen_as_such() {
+fn requests_in_flight_are_counted_as_such() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Hang);
     for path in ["/a", "/b", "/c"] {
@@ -174,7 +174,7 @@ fn a_request_in_flight_is_seen_as_such() {
 }
 
 #[test]
-fn the_age_of_the_oldest_waiting_delivery_is_seen_while_it_waits() {
+fn the_age_of_the_oldest_waiting_delivery_is_reported_while_it_waits() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(500));
     let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "1s,1h").start();
@@ -185,7 +185,7 @@ fn the_age_of_the_oldest_waiting_delivery_is_seen_while_it_waits() {
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 2);
     // First parked for a second, which is over; then for an hour, with the same age.
-    wait_until(SOON, "only the second wait goes on", || age(queue) == 0.0 && age(&retry) >= 1.0);
+    wait_until(SOON, "only the second still waits", || age(queue) == 0.0 && age(&retry) >= 1.0);
     let before = age(&retry);
     wait_until(SOON, "it grows older", || age(&retry) > before);
 }

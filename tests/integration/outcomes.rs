@@ -94,7 +94,7 @@ fn a_410_is_dead_at_once_and_its_neighbour_is_served() {
 }
 
 #[test]
-fn an_url_that_cannot_be_used_is_rejected_at_once() {
+fn a_url_that_cannot_be_used_is_rejected_at_once() {
     let sandbox = Sandbox::new();
     let notifier = sandbox.notifier().start();
     let urls =
@@ -182,7 +182,7 @@ fn a_waiting_delivery_of_a_disabled_webhook_is_dropped() {
 }
 
 #[test]
-fn a_waiting_delivery_goes_to_the_url_that_its_webhook_has_by_then() {
+fn a_waiting_delivery_goes_to_the_present_url_of_its_webhook() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.path.as_str() {
         "/old" => Reply::Status(500),

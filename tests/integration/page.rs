@@ -37,7 +37,7 @@ fn sought(notifier: &Notifier, words: &str) -> Value {
 }
 
 #[test]
-fn receivers_are_known_by_account_host_and_path_and_fail_with_a_status_code() {
+fn receivers_are_shown_with_account_host_path_and_status_code() {
     const ACCOUNT: &str = "Söhne & <img src=x onerror=alert(1)> \u{202e}GmbH";
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.path.as_str() {
@@ -79,7 +79,7 @@ fn receivers_are_known_by_account_host_and_path_and_fail_with_a_status_code() {
 }
 
 #[test]
-fn all_receivers_that_were_asked_can_be_searched_also_those_that_are_well() {
+fn all_receivers_that_got_requests_can_be_searched_including_healthy_ones() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.path.as_str() {
         "/acme/failing" => Reply::Status(500),
@@ -121,7 +121,7 @@ fn all_receivers_that_were_asked_can_be_searched_also_those_that_are_well() {
 }
 
 #[test]
-fn the_trend_of_a_backlog_says_when_it_will_be_empty() {
+fn the_trend_of_a_backlog_shows_when_it_will_be_empty() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let falls = sandbox.webhook(&receiver.url("/falls"), &["falls"]);
@@ -160,7 +160,7 @@ fn the_trend_of_a_backlog_says_when_it_will_be_empty() {
 }
 
 #[test]
-fn what_was_held_back_dropped_orphaned_or_refused_is_counted() {
+fn deliveries_held_back_dropped_orphaned_or_refused_are_counted() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.path.as_str() {
         "/refuses" => Reply::Status(400),

@@ -59,7 +59,7 @@ fn check_changes(settings: &str) {
             .execute("UPDATE webhooks SET post_url = $1 WHERE id = $2", &[&url, &webhook]);
         let event = Event::new("order.paid");
         sandbox.publish(&event);
-        wait_until(SOON, "it goes to the new URL", || !receiver.of(&path, &event).is_empty());
+        wait_until(SOON, "the new URL receives it", || !receiver.of(&path, &event).is_empty());
     }
     assert_eq!(notifier.metric("webhook_directory_lookups_total", &[("answer", "memory")]), 0.0);
     wait_until(SOON, "ready: it is slower, and nothing is wrong", || notifier.is_ready());
@@ -94,17 +94,17 @@ fn check_changes(settings: &str) {
 }
 
 #[test]
-fn by_a_transaction_pooler_every_event_asks_and_every_change_is_honoured() {
+fn behind_a_transaction_pooler_every_event_needs_a_query_and_every_change_is_honoured() {
     check_changes(IGNORES_OPTIONS);
 }
 
 #[test]
-fn a_transaction_pooler_that_takes_no_options_is_started_with_all_the_same() {
+fn a_transaction_pooler_that_accepts_no_options_works_too() {
     check_changes("");
 }
 
 #[test]
-fn by_a_session_pooler_changes_are_heard() {
+fn behind_a_session_pooler_changes_are_notified() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -116,24 +116,24 @@ fn by_a_session_pooler_changes_are_heard() {
     let notifier = behind.start();
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 1);
-    wait_until(SOON, "changes are heard", || {
+    wait_until(SOON, "notifications arrive", || {
         notifier.metric("webhook_directory_age_seconds", &[]) == 0.0
     });
     notifier.terminate();
 }
 
 #[test]
-fn options_of_ones_own_that_the_pooler_refuses_are_an_error_with_the_remedy() {
+fn own_options_that_the_pooler_refuses_are_an_error_with_the_remedy() {
     let sandbox = Sandbox::new();
     let pooler = Pooler::before(&sandbox, "transaction", "");
     let url = format!("{}?options=-csearch_path%3Delsewhere", pooler.url());
     for arguments in [&["check"][..], &["run"]] {
         let launch = sandbox.launch(arguments).env("METRICS_ADDR", "127.0.0.1:0");
         let finished = launch.env("DATABASE_URL", &url).spawn().finish(SOON);
-        let said = [finished.stdout, finished.stderr].concat();
-        assert_eq!(finished.code, Some(1), "{said}");
+        let output = [finished.stdout, finished.stderr].concat();
+        assert_eq!(finished.code, Some(1), "{output}");
         for part in ["ignore_startup_parameters = options", "ALTER ROLE"] {
-            assert!(said.contains(part), "no {part:?} in {said}");
+            assert!(output.contains(part), "no {part:?} in {output}");
         }
     }
 }

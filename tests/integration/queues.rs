@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable};
 
-use crate::harness::{Event, LATER, Message, Receiver, SOON, Sandbox, Servers, wait_until};
+use crate::harness::{Event, LATER, Message, Receiver, SOON, Sandbox, Servers, Signal, wait_until};
 
 fn of_type(kind: &str) -> FieldTable {
     [("x-queue-type".to_owned(), AmqpValue::LongString(kind.to_owned()))].into()
@@ -20,10 +20,9 @@ fn aside(sandbox: &Sandbox) -> String {
 }
 
 #[test]
-fn a_queue_that_is_not_there_yet_is_made_of_the_type_that_was_chosen() {
+fn a_missing_queue_is_created_with_the_chosen_type() {
     for kind in ["quorum", "classic"] {
-        let sandbox = Sandbox::bare(&Servers::shared(), 1);
-        assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
+        let sandbox = Sandbox::without_queues(&Servers::shared(), 1);
         let notifier = sandbox.notifier().env("QUEUE_TYPE", kind).start();
         assert!(is_of_type(&sandbox, sandbox.queue(), kind), "{kind}");
         assert!(is_of_type(&sandbox, &sandbox.dead_queue(), "quorum"), "{kind}");
@@ -36,7 +35,7 @@ fn a_queue_that_is_not_there_yet_is_made_of_the_type_that_was_chosen() {
 }
 
 #[test]
-fn a_queue_that_is_there_stays_what_it_is() {
+fn an_existing_queue_keeps_its_type() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -87,23 +86,25 @@ fn ids(messages: &[Message]) -> Vec<String> {
 }
 
 #[test]
-fn a_classic_queue_becomes_a_quorum_queue_and_back_with_all_that_is_in_it() {
+fn a_classic_queue_becomes_a_quorum_queue_and_back_with_all_its_messages() {
     const COUNT: usize = 1_050;
     let sandbox = Sandbox::new();
-    let user = url::Url::parse(&sandbox.servers.amqp_url).expect("an URL").username().to_owned();
+    let user = url::Url::parse(&sandbox.servers.amqp_url).expect("a URL").username().to_owned();
     let events: Vec<_> = (0..COUNT)
         .map(|number| Event::raw(format!("{{\"n\":{number}}}")).properties(peculiar(number, &user)))
         .collect();
     sandbox.broker.publish(sandbox.queue(), &events);
 
     let dry = sandbox.command(&["queues", "move", sandbox.queue(), "--dry-run"]);
-    let says = format!("{} is a classic queue; messages: {COUNT}, consumers: 0", sandbox.queue());
-    assert_eq!((dry.code, dry.stdout), (Some(0), says));
+    let summary =
+        format!("{} is a classic queue; messages: {COUNT}, consumers: 0", sandbox.queue());
+    assert_eq!((dry.code, dry.stdout), (Some(0), summary));
     for kind in ["quorum", "classic", "quorum"] {
         let moved = sandbox.command(&["queues", "move", sandbox.queue(), "--to", kind]);
         assert_eq!(moved.code, Some(0), "{moved:?}");
-        let says = format!("{} is a {kind} queue now, with its messages: {COUNT}", sandbox.queue());
-        assert!(moved.stdout.ends_with(&says), "{moved:?}");
+        let summary =
+            format!("{} is a {kind} queue now, with its messages: {COUNT}", sandbox.queue());
+        assert!(moved.stdout.ends_with(&summary), "{moved:?}");
         assert!(is_of_type(&sandbox, sandbox.queue(), kind));
         assert_eq!(sandbox.broker.ready(&aside(&sandbox)), None);
     }
@@ -123,7 +124,7 @@ fn a_classic_queue_becomes_a_quorum_queue_and_back_with_all_that_is_in_it() {
 }
 
 #[test]
-fn what_the_notifier_left_in_its_old_queue_it_gets_from_the_new_one() {
+fn events_left_in_the_old_queue_are_delivered_from_the_new_one() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -166,16 +167,16 @@ fn a_move_that_is_killed_again_and_again_loses_nothing_and_keeps_the_order() {
         is_of_type(&sandbox, sandbox.queue(), "quorum")
             && sandbox.broker.ready(sandbox.queue()) > Some(0)
     };
-    kill_when("some have come back", &comes_back);
+    kill_when("some are back", &comes_back);
 
-    wait_until(SOON, "the last one's consumer is gone", || {
+    wait_until(SOON, "the last one's consumer has ended", || {
         sandbox.broker.consumers(&aside).is_none_or(|count| count == 0)
     });
     let mut interrupted = sandbox.launch(&["queues", "move", sandbox.queue()]).spawn();
     wait_until(SOON, "it is under way", || {
         sandbox.broker.consumers(&aside) == Some(1) || !interrupted.is_running()
     });
-    interrupted.signal("INT");
+    interrupted.signal(Signal::INT);
     let interrupted = interrupted.finish(SOON);
     if interrupted.code != Some(0) {
         assert_eq!(interrupted.code, Some(1), "{interrupted:?}");
@@ -207,10 +208,10 @@ fn a_move_that_is_killed_again_and_again_loses_nothing_and_keeps_the_order() {
 fn a_queue_that_is_used_or_that_would_lose_something_is_left_alone() {
     let sandbox = Sandbox::with_queues(2);
     let [consumed, prioritized] = [&sandbox.queues[0], &sandbox.queues[1]];
-    let refused = |queue: &str, code: i32, says: &str| {
+    let refused = |queue: &str, code: i32, reason: &str| {
         let finished = sandbox.command(&["queues", "move", queue]);
         assert_eq!(finished.code, Some(code), "{queue}: {finished:?}");
-        assert!(finished.stderr.contains(says), "no {says:?}: {finished:?}");
+        assert!(finished.stderr.contains(reason), "no {reason:?}: {finished:?}");
     };
     let notifier = sandbox.notifier().start();
     refused(consumed, 1, "stop the notifiers");

@@ -9,7 +9,9 @@ use std::{
 };
 
 use crate::{
-    harness::{LATER, Process, SOON, Sandbox, Servers, notifier::Launch, notifier::binary},
+    harness::{
+        LATER, Process, SOON, Sandbox, Servers, notifier::Launch, notifier::binary, unwrapped,
+    },
     observability::eventful,
 };
 
@@ -86,11 +88,10 @@ fn help(command: &[&str]) -> String {
     finished.stdout
 }
 
-/// The variables of `run --help`, with the defaults that it says.
+/// The variables of `run --help`, with the defaults in its text.
 fn variables() -> BTreeMap<String, String> {
     let help = help(&["run"]);
-    // However it is wrapped.
-    let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = unwrapped(&help);
     let settings = words.split("[default: ").skip(1);
     let variables: BTreeMap<_, _> = settings
         .filter_map(|rest| {
@@ -134,13 +135,13 @@ fn the_template_of_the_environment_file_has_every_variable_with_its_default() {
 fn commands_of(help: &str) -> Vec<String> {
     let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1);
     let listed = listed.take_while(|line| !line.is_empty());
-    // What goes on from the line before is further to the right.
+    // A line that continues the one before is further to the right.
     let names = listed.filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
     names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 #[test]
-fn every_command_is_in_the_manual_and_says_all_about_itself() {
+fn every_command_is_in_the_manual_and_its_help_is_complete() {
     let manual = manual("install");
     let mut leaves = 0;
     let mut open = vec![Vec::new()];
@@ -262,7 +263,7 @@ fn the_readme_is_a_front_page() {
 
 /// What `make demo` runs once it has servers.
 #[test]
-fn the_demo_shows_that_all_arrives_once() {
+fn the_demo_shows_that_everything_arrives_once() {
     let servers = Servers::shared();
     let mut demo = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/demo.sh"));
     demo.arg(binary()).env("AMQP_URL", servers.amqp_url).env("DATABASE_URL", servers.database_url);

@@ -1,10 +1,13 @@
 //! Queues that refuse messages: by policies with a maximal length, which are removed again. These tests
 //! have their own virtual hosts, since a policy applies to all queues of a kind.
 
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::harness::{
-    Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, Vhost, holds_for,
+    Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, Signal, Vhost, holds_for,
     wait_until,
 };
 
@@ -33,25 +36,25 @@ fn refused(notifier: &Notifier, queue: &str) -> f64 {
 fn assert_told(notifier: &mut Notifier, queue: &str) {
     let line = notifier.wait_stderr(SOON, "queue takes no messages");
     assert!(line.contains("WARN") && line.contains(&format!("queue={queue}: ")), "{line}");
-    wait_until(SOON, "the metrics say so", || {
+    wait_until(SOON, "the metrics show it", || {
         refused(notifier, queue) >= 1.0
             && notifier.metric("webhook_refusals_total", &[("queue", queue)]) >= 1.0
     });
-    wait_until(SOON, "the status page says so", || {
+    wait_until(SOON, "the status page shows it", || {
         let status = notifier.get("/status.json").body;
         status.contains(r#""state":"trouble""#)
             && status.contains(&format!("{queue} has taken no messages for "))
     });
 }
 
-/// Checks that it is over, and that the log says so once.
+/// Checks that it is over, and that this is logged once.
 #[track_caller]
 fn assert_over(notifier: &mut Notifier, queue: &str) {
     let line = notifier.wait_stderr(SOON, "queue takes messages again");
     assert!(line.contains(queue), "{line}");
-    wait_until(SOON, "the metrics say so", || refused(notifier, queue) == 0.0);
-    let told = |line: &&String| line.contains("queue takes no messages") && line.contains(queue);
-    assert_eq!(notifier.stderr().iter().filter(told).count(), 1);
+    wait_until(SOON, "the metrics show it", || refused(notifier, queue) == 0.0);
+    let warning = |line: &&String| line.contains("queue takes no messages") && line.contains(queue);
+    assert_eq!(notifier.stderr().iter().filter(warning).count(), 1);
 }
 
 fn events(kind: &str, count: usize) -> Vec<Event> {
@@ -67,8 +70,13 @@ fn publish_some_malformed(sandbox: &Sandbox) -> (u32, Vec<Event>) {
     let mut count = 0;
     let is_refused = |count: u32| {
         let end = Instant::now() + Duration::from_secs(1);
-        while Instant::now() < end && dead() != Some(count) {}
-        dead() != Some(count)
+        while dead() != Some(count) {
+            if Instant::now() >= end {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        false
     };
     while count == 0 || !is_refused(count) {
         malformed();
@@ -89,7 +97,7 @@ fn assert_each(receiver: &Receiver, path: &str, events: &[Event], times: usize) 
 }
 
 #[test]
-fn what_is_settled_behind_a_message_that_is_refused_is_acked_without_it() {
+fn events_settled_behind_a_refused_message_are_acked_without_it() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -108,8 +116,8 @@ fn what_is_settled_behind_a_message_that_is_refused_is_acked_without_it() {
     notifier.kill();
     // What wasn't acked is redelivered: only the malformed ones.
     let consumers = || sandbox.broker.consumers(sandbox.queue());
-    wait_until(SOON, "it is gone", || consumers() == Some(0));
-    holds_for(Duration::from_secs(1), "only these come back", || {
+    wait_until(SOON, "it no longer consumes", || consumers() == Some(0));
+    holds_for(Duration::from_secs(1), "only these are redelivered", || {
         sandbox.broker.ready(sandbox.queue()) <= Some(2)
     });
     drop(policy);
@@ -124,7 +132,7 @@ fn what_is_settled_behind_a_message_that_is_refused_is_acked_without_it() {
 }
 
 #[test]
-fn a_dead_letter_queue_that_refuses_is_told_and_goes_on_by_itself_when_it_takes_messages_again() {
+fn a_dead_letter_queue_that_refuses_is_reported_and_used_again_when_it_takes_messages() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -195,7 +203,7 @@ fn a_delivery_that_is_dead_is_not_attempted_again_because_its_queue_refuses_it()
 }
 
 #[test]
-fn while_wait_queues_refuse_nothing_is_repeated_and_what_failed_waits_for_them() {
+fn while_wait_queues_refuse_nothing_is_repeated_and_failed_deliveries_wait() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -221,11 +229,11 @@ fn while_wait_queues_refuse_nothing_is_repeated_and_what_failed_waits_for_them()
     }
     receiver.wait_at("/healthy", both.len() + healthy.len());
     let is_told = |delay: &str| {
-        let told = format!("queue takes no messages queue=webhooks.wait.{delay}:");
-        notifier.stderr().iter().any(|line| line.contains("WARN") && line.contains(&told))
+        let warning = format!("queue takes no messages queue=webhooks.wait.{delay}:");
+        notifier.stderr().iter().any(|line| line.contains("WARN") && line.contains(&warning))
     };
     // RabbitMQ takes messages beyond the limit if they arrive together.
-    wait_until(LATER, "both are told", || {
+    wait_until(LATER, "both are logged", || {
         let more = events("failing", 2);
         sandbox.broker.publish(sandbox.queue(), &more);
         failing.extend(more);
@@ -254,7 +262,7 @@ fn while_wait_queues_refuse_nothing_is_repeated_and_what_failed_waits_for_them()
 }
 
 #[test]
-fn a_queue_that_refuses_and_is_deleted_and_made_again_takes_messages() {
+fn a_refusing_queue_that_is_deleted_and_created_again_takes_messages() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -272,13 +280,13 @@ fn a_queue_that_refuses_and_is_deleted_and_made_again_takes_messages() {
     drop(policy);
     let line = notifier.wait_stderr(SOON, "queue takes messages again");
     assert!(line.contains(&dead_queue), "{line}");
-    wait_until(SOON, "the metrics say so", || refused(&notifier, &dead_queue) == 0.0);
+    wait_until(SOON, "the metrics show it", || refused(&notifier, &dead_queue) == 0.0);
     sandbox.wait_drained();
     notifier.terminate();
 }
 
 #[test]
-fn the_parts_of_a_split_event_wait_for_a_retry_queue_that_refuses_and_come_once_each() {
+fn the_parts_of_a_split_event_wait_for_a_refusing_retry_queue_and_arrive_once_each() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -312,7 +320,7 @@ fn the_parts_of_a_split_event_wait_for_a_retry_queue_that_refuses_and_come_once_
     drop(policy);
     let events = [vec![event], more].concat();
     let all = paths.len() * events.len();
-    wait_until(LATER, "all have come", || receiver.requests().len() > all);
+    wait_until(LATER, "all have arrived", || receiver.requests().len() > all);
     assert_over(&mut notifier, &sandbox.retry_queue());
     sandbox.wait_drained();
     notifier.terminate();
@@ -322,7 +330,7 @@ fn the_parts_of_a_split_event_wait_for_a_retry_queue_that_refuses_and_come_once_
 }
 
 #[test]
-fn what_a_backlog_does_not_take_waits_elsewhere_and_comes_once() {
+fn deliveries_that_a_backlog_refuses_wait_elsewhere_and_arrive_once() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -367,7 +375,7 @@ fn what_a_backlog_does_not_take_waits_elsewhere_and_comes_once() {
 }
 
 #[test]
-fn a_shutdown_hands_back_what_is_refused_and_nothing_else() {
+fn a_shutdown_hands_back_refused_messages_and_nothing_else() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -379,7 +387,7 @@ fn a_shutdown_hands_back_what_is_refused_and_nothing_else() {
     let (malformed, good) = publish_some_malformed(&sandbox);
     receiver.wait_at("/", good.len());
     notifier.wait_stderr(SOON, "queue takes no messages");
-    notifier.signal("TERM");
+    notifier.signal(Signal::TERM);
     assert_eq!(notifier.wait_exit(SOON).code, Some(0));
     drop(policy);
     let mut notifier = sandbox.notifier().start();

@@ -1,4 +1,4 @@
-//! Whatever somebody drops from the tables, `migrate` restores it, and changes no row.
+//! Whatever an operator drops from the tables, `migrate` restores it, and changes no row.
 
 use std::collections::BTreeSet;
 
@@ -80,7 +80,7 @@ fn ids(sandbox: &Sandbox) -> BTreeSet<Uuid> {
 }
 
 #[test]
-fn whatever_is_dropped_migrate_puts_it_back_and_keeps_the_rows() {
+fn migrate_restores_whatever_was_dropped_and_keeps_the_rows() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let fill = || {
@@ -138,7 +138,7 @@ fn whatever_is_dropped_migrate_puts_it_back_and_keeps_the_rows() {
 }
 
 #[test]
-fn check_names_what_is_missing_and_a_running_notifier_goes_on_with_what_came_back() {
+fn check_names_missing_objects_and_a_running_notifier_uses_restored_ones() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| {
         Reply::Status(if request.path == "/failing" { 500 } else { 200 })
@@ -174,7 +174,7 @@ fn check_names_what_is_missing_and_a_running_notifier_goes_on_with_what_came_bac
     // The table itself, with its rows: events that arrive meanwhile wait.
     sandbox.database.run_script("DROP TABLE webhooks");
     notifier.wait_stderr(SOON, "run `webhook-notifier migrate`");
-    wait_until(SOON, "it says what is wrong", || {
+    wait_until(SOON, "it reports the problem", || {
         let answer = notifier.get("/readyz");
         answer.status == 503 && answer.body.contains("does not exist")
     });
@@ -183,7 +183,7 @@ fn check_names_what_is_missing_and_a_running_notifier_goes_on_with_what_came_bac
     assert!(body.contains("run `webhook-notifier migrate`"), "{body}");
     let event = Event::new("order.waiting");
     sandbox.publish(&event);
-    // Connected beforehand, so that nobody finds the table without the webhook.
+    // Connected beforehand, so that no look at the table finds it without the webhook.
     let mut client = Client::connect(sandbox.database.url(), NoTls).expect("it answers");
     let migrated = succeed(&sandbox, &["migrate"]);
     assert!(migrated.contains("restored what was missing: table webhooks"), "{migrated}");

@@ -7,7 +7,7 @@ use crate::harness::{
 };
 
 #[test]
-fn a_failing_receiver_is_asked_again_on_schedule_and_its_neighbour_only_once() {
+fn a_failing_receiver_is_retried_on_schedule_and_its_neighbour_is_asked_once() {
     let sandbox = Sandbox::alone(1);
     let receiver = Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
         ("/failing", 1..=5) => Reply::Status(500),
@@ -71,17 +71,17 @@ fn a_failing_receiver_is_asked_again_on_schedule_and_its_neighbour_only_once() {
 
     for (attempt, due) in attempts.iter().zip([0, 1, 3, 7, 15, 31]) {
         let due = Duration::from_secs(due);
-        let came = attempt.at - attempts[0].at;
+        let at = attempt.at - attempts[0].at;
         assert!(
-            came.abs_diff(due) <= tolerance(due),
-            "attempt {} came at {came:?}, not at {due:?}",
+            at.abs_diff(due) <= tolerance(due),
+            "attempt {} was made at {at:?}, not at {due:?}",
             attempt.attempt
         );
     }
 }
 
 #[test]
-fn a_schedule_that_repeats_goes_on_for_ever() {
+fn a_schedule_that_repeats_continues_beyond_its_last_delay() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.attempt {
         1..=7 => Reply::Status(503),
@@ -192,7 +192,7 @@ fn an_event_whose_notifier_dies_during_the_request_is_delivered_by_the_next_one(
 }
 
 #[test]
-fn a_retry_is_on_time_behind_a_backlog_of_events() {
+fn a_retry_does_not_wait_behind_a_long_queue_of_events() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match (request.path.as_str(), request.attempt) {
         ("/failing", 1) => Reply::Status(500),
@@ -214,5 +214,5 @@ fn a_retry_is_on_time_behind_a_backlog_of_events() {
 
     receiver.wait_at("/failing", 2);
     let still_waiting = sandbox.broker.ready(sandbox.queue()).expect("the queue");
-    assert!(still_waiting > 0, "the retry came only after the backlog");
+    assert!(still_waiting > 0, "the retry was only after the backlog");
 }

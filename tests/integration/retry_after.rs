@@ -1,4 +1,4 @@
-//! A receiver that says when to return gets its deliveries then: not before, and not long after.
+//! A receiver that states when to retry gets its deliveries then: not before, and not long after.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     commands,
-    harness::{Event, Notifier, Receiver, Reply, SOON, Sandbox, wait_until},
+    harness::{Event, Notifier, Receiver, Reply, SOON, Sandbox, unwrapped, wait_until},
 };
 
 /// Answers its first request with this status and `Retry-After`, and all others with 200.
@@ -52,19 +52,19 @@ fn check(
 }
 
 #[test]
-fn a_429_with_seconds_gets_its_delivery_after_them_and_not_with_the_next_step_of_the_schedule() {
+fn a_429_with_seconds_is_retried_after_them_and_not_by_the_schedule() {
     check("1s,1h", 429, || String::from("3"), Some("3s"), Duration::from_secs(3));
 }
 
 #[test]
-fn a_503_with_a_date_gets_its_delivery_then() {
+fn a_503_with_a_date_is_retried_then() {
     // A date has whole seconds.
     let in_four_seconds = || httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(4));
     check("1s,1h", 503, in_four_seconds, None, Duration::from_secs(3));
 }
 
 #[test]
-fn a_wait_that_is_a_delay_of_the_schedule_is_that_delay() {
+fn a_retry_after_that_equals_a_delay_of_the_schedule_is_that_delay() {
     check("1s,2s,1h", 503, || String::from("2"), Some("2s"), Duration::from_secs(2));
 }
 
@@ -77,7 +77,7 @@ fn retry_after_is_heeded_for_429_and_503_only_and_nonsense_is_ignored() {
 }
 
 #[test]
-fn more_than_an_hour_is_an_hour_whatever_the_schedule_has() {
+fn a_retry_after_of_more_than_an_hour_is_an_hour_whatever_the_schedule_has() {
     for (schedule, wanted) in [
         ("1s,6h,24h", "7200"),
         ("1s,2s", "86400"),
@@ -101,8 +101,7 @@ fn more_than_an_hour_is_an_hour_whatever_the_schedule_has() {
             held(&notifier, "retry_after") == 1.0
         });
         wait_until(SOON, "`why` says until when", || {
-            let why = sandbox.command(&["why", &event.id]).stdout;
-            let why = why.split_whitespace().collect::<Vec<_>>().join(" ");
+            let why = unwrapped(&sandbox.command(&["why", &event.id]).stdout);
             why.contains("retry_after; its receiver is asked again at")
                 && ["(in 59m", "(in 60m", "(in 1h"].iter().any(|part| why.contains(part))
         });
@@ -113,7 +112,7 @@ fn more_than_an_hour_is_an_hour_whatever_the_schedule_has() {
 }
 
 #[test]
-fn a_receiver_that_asked_for_time_is_left_alone_by_the_next_process_too() {
+fn the_next_process_heeds_retry_after_too() {
     let sandbox = Sandbox::new();
     let receiver = busy_once(429, || String::from("7"));
     sandbox.webhook(&receiver.url("/"), &["*"]);

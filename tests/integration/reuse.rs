@@ -1,9 +1,8 @@
-//! Reused connections: one that the receiver has closed, or that is dead, costs no failed attempt, and
-//! no event is sent twice to a receiver that has answered it.
+//! Reused connections: one that the receiver has closed, or that is dead, doesn't fail an attempt, and no
+//! event is sent twice to a receiver that has answered it.
 
 use std::{
     collections::BTreeMap,
-    io::Write as _,
     sync::{
         Arc, Barrier,
         atomic::{AtomicBool, Ordering},
@@ -12,14 +11,12 @@ use std::{
     time::Duration,
 };
 
-use tempfile::NamedTempFile;
-
 use crate::harness::{
     Authority, Event, LATER, Launch, Notifier, SOON, Sandbox, Terminator, Wire, wait_until,
     wire::Connection,
 };
 
-/// A failure would be noticed at once: its retry follows soon.
+/// If an attempt fails, its retry follows soon.
 fn launch(sandbox: &Sandbox) -> Launch {
     sandbox.notifier().env("RETRY_SCHEDULE", "100ms,repeat").env("CIRCUIT_BREAKER", "off")
 }
@@ -68,7 +65,7 @@ fn check_second_request(end: fn(&mut Connection)) {
 #[test]
 fn a_reused_connection_that_was_closed_before_it_read_the_request_costs_no_attempt() {
     check_second_request(|connection| {
-        connection.has_more();
+        connection.wait_for_input();
     });
 }
 
@@ -80,7 +77,7 @@ fn a_reused_connection_that_ends_instead_of_an_answer_costs_no_attempt() {
 }
 
 #[test]
-fn nor_does_one_under_tls() {
+fn a_reused_tls_connection_that_ends_instead_of_an_answer_costs_no_attempt() {
     let receiver = Wire::serving(|connection| {
         if connection.request().is_some() {
             connection.ok("");
@@ -89,12 +86,10 @@ fn nor_does_one_under_tls() {
     });
     let authority = Authority::new("a CA of the tests");
     let terminator = Terminator::before(&receiver.url(), authority.good());
-    let mut trusted = NamedTempFile::new().expect("a file");
-    trusted.write_all(authority.pem().as_bytes()).expect("it is writable");
+    let trusted = authority.file();
     let sandbox = Sandbox::new();
     sandbox.webhook(&terminator.url(&receiver.url()), &["*"]);
-    let file = trusted.path().to_str().expect("a plain path");
-    let notifier = launch(&sandbox).env("TLS_CA_FILE", file).start();
+    let notifier = launch(&sandbox).env("TLS_CA_FILE", trusted.path()).start();
     deliver(&sandbox, &notifier, 10);
     assert_eq!(failures(&notifier), 0.0, "{:?}", receiver.seen());
     notifier.terminate();
@@ -102,7 +97,7 @@ fn nor_does_one_under_tls() {
 }
 
 #[test]
-fn a_request_goes_out_twice_at_most_and_only_because_of_a_reused_connection() {
+fn a_request_is_sent_at_most_twice_and_only_because_of_a_reused_connection() {
     let is_broken = Arc::new(AtomicBool::new(true));
     let breaks = Arc::clone(&is_broken);
     let receiver = Wire::serving(move |connection| {
@@ -137,13 +132,13 @@ fn a_request_goes_out_twice_at_most_and_only_because_of_a_reused_connection() {
 }
 
 #[test]
-fn nothing_is_sent_again_once_a_byte_of_an_answer_has_come() {
+fn no_request_is_sent_again_once_a_byte_of_its_answer_has_arrived() {
     let receiver = Wire::serving(|connection| {
         while connection.request().is_some() {
             // The first request of each connection is answered.
             connection.ok("");
             if connection.request().is_some() {
-                connection.say("HTTP/1.1 200 OK\r\n");
+                connection.send("HTTP/1.1 200 OK\r\n");
                 return;
             }
         }
@@ -191,7 +186,7 @@ fn keep_alive_says_how_long_and_how_often_a_connection_is_used() {
         wait_until(SOON, "the event arrives", || short.seen().len() == count);
     };
     arrives(1);
-    // The time after which it must not be used any more; it may only be longer.
+    // More than the time after which it must not be used any more. On a busy machine it may take longer.
     thread::sleep(Duration::from_millis(700));
     arrives(2);
     let connections: Vec<_> = short.seen().iter().map(|seen| seen.connection).collect();
@@ -201,21 +196,21 @@ fn keep_alive_says_how_long_and_how_often_a_connection_is_used() {
     sandbox.wait_drained();
 }
 
-/// How many connections are warm in the tests below, and the deadline there.
+/// How many connections have been used in the tests below, and the deadline there.
 const WARM: usize = 8;
 const DEADLINE: Duration = Duration::from_secs(6);
 
-/// A receiver with this many connections that have served requests; `then` says what it does with each
-/// from then on. It serves any other connection. Its kernel has `room` for what nobody reads.
+/// A receiver with [`WARM`] connections that have served requests. `then` is what it does with each of them
+/// from then on; it answers on all others. Its kernel buffers `buffer` bytes that are never read.
 #[track_caller]
-fn warm(room: usize, then: fn(&mut Connection)) -> (Wire, Sandbox, Notifier) {
+fn warm(buffer: usize, then: fn(&mut Connection)) -> (Wire, Sandbox, Notifier) {
     let all_are_here = Arc::new(Barrier::new(WARM));
-    let receiver = Wire::with_room(room, move |connection| {
+    let receiver = Wire::with_buffer(buffer, move |connection| {
         if connection.number >= WARM {
             return connection.answer_all();
         }
         if connection.number == 0 {
-            // A receiver that has never answered gets one request at a time.
+            // Until it has answered, a receiver gets one request at a time.
             connection.request();
             connection.ok("");
         }
@@ -238,16 +233,17 @@ fn warm(room: usize, then: fn(&mut Connection)) -> (Wire, Sandbox, Notifier) {
 }
 
 #[test]
-fn of_connections_that_died_silently_one_costs_its_time_and_the_others_nothing() {
-    // Like a relay whose other side has gone: it accepts everything, and nothing comes back.
+fn of_several_silently_dead_connections_only_one_costs_a_timeout() {
+    // Like a relay that has lost its other side: it accepts everything, and never answers.
     let (receiver, sandbox, notifier) = warm(16 << 10, |connection| {
         connection.head();
         connection.swallow();
     });
     let before = receiver.seen().len();
     sandbox.publish(&Event::new("order.paid"));
-    wait_until(SOON, "it takes one of them", || receiver.seen().len() > before);
-    // More than half of the time without an answer makes the other connections suspect.
+    wait_until(SOON, "one of them carries it", || receiver.seen().len() > before);
+    // After half of the deadline without an answer, the notifier no longer trusts the other connections. Only
+    // the time shows that it got that far.
     thread::sleep(DEADLINE * 6 / 10);
     for event in deliver(&sandbox, &notifier, 5) {
         let seen: Vec<_> = receiver.seen().into_iter().filter(|seen| seen.id == event.id).collect();
@@ -262,9 +258,9 @@ fn of_connections_that_died_silently_one_costs_its_time_and_the_others_nothing()
 }
 
 #[test]
-fn where_nothing_confirms_what_was_sent_the_same_attempt_has_time_for_a_fresh_connection() {
-    // As if no packet got through: the event doesn't fit into the little that the kernel accepts.
-    let (receiver, sandbox, notifier) = warm(1, |connection| connection.stand_still());
+fn if_nothing_acknowledges_a_request_the_same_attempt_uses_a_fresh_connection() {
+    // As if no packet got through: the event doesn't fit into the little buffer of the kernel.
+    let (receiver, sandbox, notifier) = warm(1, |connection| connection.stall());
     let mut event = Event::new("order.paid");
     event.body = format!(r#"{{"padding": "{}"}}"#, "x".repeat(3_800)).into_bytes();
     let before = successes(&notifier);

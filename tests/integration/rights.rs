@@ -25,7 +25,7 @@ impl<'a> Role<'a> {
              ALTER ROLE {name} SET search_path = {schema};
              GRANT USAGE ON SCHEMA {schema} TO {name}"
         ));
-        let mut url = Url::parse(&sandbox.servers.database_url).expect("an URL");
+        let mut url = Url::parse(&sandbox.servers.database_url).expect("a URL");
         url.set_username(&name).expect("it has a host");
         url.set_password(Some(&password)).expect("it has a host");
         Self { sandbox, name, url: url.into() }
@@ -76,7 +76,7 @@ fn documented_grants() -> String {
 }
 
 #[test]
-fn the_documented_rights_are_all_that_is_needed_and_each_is() {
+fn the_documented_rights_are_enough_and_each_is_needed() {
     let sandbox = Sandbox::new();
     let role = Role::new(&sandbox);
     role.run(&documented_grants());
@@ -125,17 +125,17 @@ fn the_documented_rights_are_all_that_is_needed_and_each_is() {
         ("SELECT", "webhooks", "permission denied for table webhooks"),
         ("SELECT", "backlogs", "permission denied for table backlogs"),
     ];
-    for (right, table, says) in rights {
+    for (right, table, expected) in rights {
         let name = &role.name;
         sandbox.database.run_script(&format!("REVOKE {right} ON {table} FROM {name}"));
-        role.check_fails(&["FAIL", says, "GRANT SELECT, UPDATE ON webhooks"]);
+        role.check_fails(&["FAIL", expected, "GRANT SELECT, UPDATE ON webhooks"]);
         role.run(&documented_grants());
     }
     assert_eq!(role.command(&["check"]).code, Some(0));
 }
 
 #[test]
-fn a_user_that_may_only_read_and_a_database_that_only_reads_fail_the_check() {
+fn a_read_only_user_and_a_read_only_database_fail_the_check() {
     let sandbox = Sandbox::new();
     let role = Role::new(&sandbox);
     role.run("GRANT SELECT ON webhooks, backlogs, delivery_attempts TO notifier");
@@ -143,7 +143,7 @@ fn a_user_that_may_only_read_and_a_database_that_only_reads_fail_the_check() {
         "permission denied for table webhooks",
         "permission denied for table backlogs",
     ]);
-    // It delivers all the same, and says what it can't do.
+    // It delivers nevertheless, and logs what it can't do.
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
     let mut notifier = role.launch(sandbox.notifier()).start();
@@ -162,29 +162,29 @@ fn a_user_that_may_only_read_and_a_database_that_only_reads_fail_the_check() {
 }
 
 #[test]
-fn an_answer_that_is_an_error_is_told_as_what_it_is() {
+fn an_error_from_postgresql_is_reported_as_what_it_is() {
     let sandbox = Sandbox::new();
     let role = Role::new(&sandbox);
     role.run(&documented_grants());
-    let url = Url::parse(&role.url).expect("an URL");
+    let url = Url::parse(&role.url).expect("a URL");
     let place = format!("{}:{}{}", url.host().expect("one"), url.port().expect("one"), url.path());
 
     let full = format!("ALTER ROLE {} CONNECTION LIMIT 0", role.name);
     sandbox.database.run_script(&full);
     for arguments in [&["check"][..], &["webhooks", "list"], &["why", "e"], &["migrate"]] {
         let finished = role.command(arguments);
-        let said = [finished.stdout, finished.stderr].concat();
-        assert_eq!(finished.code, Some(1), "{arguments:?}: {said}");
+        let output = [finished.stdout, finished.stderr].concat();
+        assert_eq!(finished.code, Some(1), "{arguments:?}: {output}");
         for part in ["too many connections", "max_connections", &place] {
-            assert!(said.contains(part), "no {part:?} in {said}");
+            assert!(output.contains(part), "no {part:?} in {output}");
         }
-        assert!(!said.contains("does not answer"), "{said}");
+        assert!(!output.contains("does not answer"), "{output}");
     }
     // It may be over soon, so the notifier waits.
     let mut notifier = role.launch(sandbox.notifier()).start_unready();
     let line = notifier.wait_stderr(SOON, "too many connections");
     assert!(line.contains("WARN") && !line.contains("does not answer"), "{line}");
-    wait_until(SOON, "/readyz says so", || {
+    wait_until(SOON, "/readyz reports it", || {
         notifier.get("/readyz").body.contains("PostgreSQL answers with an error: too many")
     });
     sandbox.database.run_script(&format!("ALTER ROLE {} CONNECTION LIMIT -1", role.name));
@@ -192,7 +192,7 @@ fn an_answer_that_is_an_error_is_told_as_what_it_is() {
     wait_until(SOON, "it is ready", || notifier.is_ready());
     notifier.terminate();
 
-    for (break_it, mend_it, says) in [
+    for (break_it, repair_it, expected) in [
         (
             "ALTER TABLE webhooks RENAME TO hooks",
             "ALTER TABLE hooks RENAME TO webhooks",
@@ -206,15 +206,15 @@ fn an_answer_that_is_an_error_is_told_as_what_it_is() {
     ] {
         sandbox.database.run_script(&break_it.replace("notifier_role", &role.name));
         let finished = role.command(&["webhooks", "list"]);
-        for part in [says, &place, "refuses"] {
+        for part in [expected, &place, "refuses"] {
             assert!(finished.stderr.contains(part), "no {part:?} in {finished:?}");
         }
-        sandbox.database.run_script(&mend_it.replace("notifier_role", &role.name));
+        sandbox.database.run_script(&repair_it.replace("notifier_role", &role.name));
     }
 
     // Only if nothing answers.
-    let nobody = Receiver::new().refusing_url().replace("http:", "postgres:");
-    let launch = sandbox.launch(&["webhooks", "list"]).env("DATABASE_URL", nobody);
+    let refusing = Receiver::new().refusing_url().replace("http:", "postgres:");
+    let launch = sandbox.launch(&["webhooks", "list"]).env("DATABASE_URL", refusing);
     let finished = launch.spawn().finish(SOON);
     assert!(finished.stderr.contains("does not answer"), "{finished:?}");
     assert!(finished.stderr.contains("PostgreSQL at 127.0.0."), "{finished:?}");

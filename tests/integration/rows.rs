@@ -1,12 +1,12 @@
 //! Whatever a row of the table contains: at worst it costs that webhook its deliveries, is named, and
-//! affects nobody else.
+//! affects no other.
 
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
     commands::{json, succeed},
-    harness::{Event, LATER, Receiver, SOON, Sandbox, wait_until},
+    harness::{EncodedDatabase, Event, LATER, Receiver, SOON, Sandbox, wait_until},
 };
 
 /// What a row is found to be.
@@ -96,7 +96,7 @@ fn insert(sandbox: &Sandbox, url: &str) -> Vec<Uuid> {
 }
 
 #[test]
-fn whatever_stands_in_a_row_costs_its_own_deliveries_only_and_is_named() {
+fn whatever_a_row_contains_affects_only_its_own_deliveries_and_is_named() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/healthy"), &["*"]);
@@ -136,10 +136,13 @@ fn whatever_stands_in_a_row_costs_its_own_deliveries_only_and_is_named() {
         assert!(line.contains(state), "{set}: {line}");
         match found {
             Usable => assert_eq!((problem, warnings.as_str()), (&Value::Null, ""), "{set}"),
-            Unusable(says) => {
-                assert!(problem.as_str().is_some_and(|it| it.contains(says)), "{set}: {problem}");
+            Unusable(expected) => {
+                assert!(
+                    problem.as_str().is_some_and(|it| it.contains(expected)),
+                    "{set}: {problem}"
+                );
             }
-            Warning(says) => assert!(warnings.contains(says), "{set}: {warnings}"),
+            Warning(expected) => assert!(warnings.contains(expected), "{set}: {warnings}"),
         }
         assert!(shown.contains(words), "{set}: {shown}");
         assert!(shown.len() < 40_000, "{set}: {}", shown.len());
@@ -147,9 +150,9 @@ fn whatever_stands_in_a_row_costs_its_own_deliveries_only_and_is_named() {
     let checked = sandbox.command(&["check"]);
     assert_eq!(checked.code, Some(1), "{checked:?}");
     let line = checked.stdout.lines().find(|line| line.contains(" webhooks ")).expect("a line");
-    let says =
+    let expected =
         format!("{} enabled of {}, {unusable} of them get nothing: ", ids.len() + 1, ids.len() + 1);
-    assert!(line.starts_with("FAIL") && line.contains(&says), "{line}");
+    assert!(line.starts_with("FAIL") && line.contains(&expected), "{line}");
     // What the dead letters say, and what happened to an event.
     let why = sandbox.command(&["why", &events[0].id]);
     assert_eq!(why.code, Some(0), "{why:?}");
@@ -211,24 +214,15 @@ fn rows_of_other_tables_break_nothing_either() {
 }
 
 #[test]
-fn text_that_is_no_utf8_makes_its_own_webhook_unusable() {
+fn invalid_utf8_makes_only_its_own_webhook_unusable() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     // A database whose encoding checks nothing, and one with a character that UTF-8 lacks.
     for (encoding, byte) in [("SQL_ASCII", "'\\xff'::bytea"), ("WIN1252", "'\\x81'::bytea")] {
-        let name = format!("{}_{}", sandbox.queue(), encoding.to_lowercase());
-        sandbox.database.execute(
-            &format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'"),
-            &[],
-        );
-        let mut url = url::Url::parse(&sandbox.servers.database_url).expect("an URL");
-        url.set_path(&name);
-        let command = |arguments: &[&str]| {
-            let launch = sandbox.launch(arguments).env("DATABASE_URL", url.as_str());
-            launch.spawn().finish(SOON)
-        };
-        assert_eq!(command(&["migrate"]).code, Some(0));
-        let mut client = postgres::Client::connect(url.as_str(), postgres::NoTls).expect("it is");
+        let database = EncodedDatabase::new(&sandbox, encoding);
+        let command = |arguments: &[&str]| database.command(arguments);
+        let mut client =
+            postgres::Client::connect(&database.url, postgres::NoTls).expect("it answers");
         let mut insert = |url: &str| -> Uuid {
             let sql = "INSERT INTO webhooks (post_url, events) VALUES ($1, '{*}') RETURNING id";
             client.query_one(sql, &[&url]).expect("it is there").get(0)
@@ -240,7 +234,7 @@ fn text_that_is_no_utf8_makes_its_own_webhook_unusable() {
                 "UPDATE webhooks SET post_url = convert_from({byte}, '{encoding}') WHERE id = '{bad}'"
             ))
             .expect("this encoding takes it");
-        let notifier = sandbox.notifier().env("DATABASE_URL", url.as_str()).start();
+        let notifier = sandbox.notifier().env("DATABASE_URL", &database.url).start();
         sandbox.publish(&Event::new("order.paid"));
         receiver.wait_at(&format!("/{encoding}"), 1);
         notifier.wait_metric("webhook_dead_letters_total", &[("reason", "rejected")], 1.0);
@@ -251,8 +245,6 @@ fn text_that_is_no_utf8_makes_its_own_webhook_unusable() {
         assert_eq!(command(&["webhooks", "disable", &bad]).code, Some(0));
         assert_eq!(command(&["check"]).code, Some(0));
         assert_eq!(command(&["webhooks", "remove", &bad]).code, Some(0));
-        drop(client);
-        sandbox.database.execute(&format!("DROP DATABASE {name} WITH (FORCE)"), &[]);
     }
 }
 
@@ -279,7 +271,7 @@ fn many_types_for_webhooks_with_long_urls_take_little_memory() {
 }
 
 #[test]
-fn patterns_that_hardly_match_what_is_meant_are_refused_or_warned_of() {
+fn doubtful_patterns_are_refused_or_draw_a_warning() {
     let sandbox = Sandbox::new();
     let add =
         |pattern: &str| sandbox.command(&["webhooks", "add", "https://example.org/", pattern]);
@@ -287,7 +279,7 @@ fn patterns_that_hardly_match_what_is_meant_are_refused_or_warned_of() {
         let finished = add(refused);
         assert_eq!(finished.code, Some(1), "{refused:?}: {finished:?}");
     }
-    for (doubtful, says) in [
+    for (doubtful, expected) in [
         ("user.#", "`#` is no wildcard"),
         ("a,b", "commas"),
         ("user.created ", "the spaces around it are part of it"),
@@ -295,7 +287,7 @@ fn patterns_that_hardly_match_what_is_meant_are_refused_or_warned_of() {
     ] {
         let finished = add(doubtful);
         assert_eq!(finished.code, Some(0), "{doubtful:?}: {finished:?}");
-        assert!(finished.stderr.contains(says), "{doubtful:?}: {finished:?}");
+        assert!(finished.stderr.contains(expected), "{doubtful:?}: {finished:?}");
     }
     let fine = add("user.*");
     assert!(!fine.stderr.contains("warning: \""), "{fine:?}");
@@ -310,7 +302,7 @@ fn patterns_that_hardly_match_what_is_meant_are_refused_or_warned_of() {
 }
 
 #[test]
-fn events_that_many_unusable_webhooks_want_come_to_a_stand_for_nobody() {
+fn events_for_many_unusable_webhooks_block_nobody() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);

@@ -5,7 +5,7 @@ use serde_json::Value;
 use url::Url;
 
 use crate::harness::{
-    Event, Notifier, Proxy, Receiver, Reply, SOON, Sandbox, process::Finished, wait_until,
+    Event, Notifier, Proxy, Receiver, Reply, SOON, Sandbox, Signal, process::Finished, wait_until,
 };
 
 /// Stands for a customer's secret, in URLs and in events.
@@ -35,12 +35,12 @@ impl Seen {
 }
 
 fn password_of(url: &str) -> String {
-    let url = Url::parse(url).expect("an URL");
+    let url = Url::parse(url).expect("a URL");
     url.password().expect("the test servers have passwords").to_owned()
 }
 
 fn with_password(url: &str) -> String {
-    let mut url = Url::parse(url).expect("an URL");
+    let mut url = Url::parse(url).expect("a URL");
     url.set_password(Some(MARK)).expect("it has a host");
     url.into()
 }
@@ -175,9 +175,12 @@ fn no_secret_is_printed_in_a_run_that_meets_every_error() {
     }
     database.thaw();
     notifier.wait_stderr(SOON, "directory in use again");
-    notifier.signal("TERM");
+    notifier.signal(Signal::TERM);
     notifier.wait_exit(SOON);
-    assert!(notifier.stderr().iter().any(|line| line.contains("DEBUG")), "it said all it could");
+    assert!(
+        notifier.stderr().iter().any(|line| line.contains("DEBUG")),
+        "everything that can be logged is"
+    );
     seen.add("the log", [notifier.stderr(), notifier.stdout()].concat().join("\n"));
 
     for arguments in [

@@ -1,5 +1,5 @@
-//! The installation as a service: its files, what systemd says about the units, and what the notifier
-//! tells a supervisor.
+//! The installation as a service: its files, how systemd judges the units, and what the notifier
+//! reports to a supervisor.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use url::Url;
 
 use crate::harness::{
-    Event, Proxy, Receiver, SOON, Sandbox, holds_for,
+    Event, Proxy, Receiver, SOON, Sandbox, Signal, holds_for,
     process::Finished,
     service::{Installation, Service},
     wait_until,
@@ -64,7 +64,7 @@ fn is_of_manual(name: &str) -> bool {
 }
 
 #[test]
-fn an_installation_is_these_files_and_an_edited_environment_file_outlives_all() {
+fn an_installation_is_these_files_and_keeps_an_edited_environment_file() {
     let installation = Installation::new();
     let (manual, others): (Vec<_>, Vec<_>) =
         installation.files().into_iter().partition(|(name, _)| is_of_manual(name));
@@ -91,10 +91,10 @@ fn an_installation_is_these_files_and_an_edited_environment_file_outlives_all() 
     assert_eq!(installation.files().len(), manual.len() + others.len());
     assert_eq!(fs::read_to_string(&env_file).expect("it is there"), edited);
     // The settings that the file lacks.
-    let said = again.stderr.lines().find(|line| line.contains("stays as it is"));
-    let said = said.unwrap_or_else(|| panic!("{again:?}"));
-    assert!(said.contains("DATABASE_URL") && !said.contains("AMQP_URL"), "{said}");
-    assert!(!said.contains("QUEUES"), "{said}");
+    let line = again.stderr.lines().find(|line| line.contains("stays as it is"));
+    let line = line.unwrap_or_else(|| panic!("{again:?}"));
+    assert!(line.contains("DATABASE_URL") && !line.contains("AMQP_URL"), "{line}");
+    assert!(!line.contains("QUEUES"), "{line}");
 
     let gone = installation.make(&["uninstall"]);
     succeed(&gone);
@@ -116,12 +116,12 @@ fn another_prefix_has_its_units_where_systemd_looks_for_them() {
 }
 
 #[test]
-fn where_no_service_can_run_the_targets_say_what_to_do() {
+fn if_no_service_can_run_the_targets_say_what_to_do() {
     // Only what changes nothing, if one is running.
     let finished = Installation::empty().make(&["status"]);
     let remedies = ["sudo make install", "run --env-file"];
     assert!(
-        finished.code == Some(0) || remedies.iter().any(|say| finished.stderr.contains(say)),
+        finished.code == Some(0) || remedies.iter().any(|remedy| finished.stderr.contains(remedy)),
         "{finished:?}"
     );
 }
@@ -138,18 +138,19 @@ fn systemd_finds_nothing_wrong_with_the_units_and_little_exposed() {
     let analyze = |arguments: &[&str]| {
         let output = Command::new("systemd-analyze").arg(&root).args(arguments).output();
         let output = output.expect("scripts/test.sh installs systemd-analyze");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let problems = String::from_utf8_lossy(&output.stderr).into_owned();
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-        (output.status.success(), said, printed)
+        (output.status.success(), problems, printed)
     };
     for unit in ["webhook-notifier.service", "webhook-notifier@.service"] {
         // Any warning about this unit counts; the others concern the system's units.
-        let (success, said, _) = analyze(&["verify", "--man=no", "--recursive-errors=no", unit]);
-        assert!(success, "{unit}: {said}");
+        let (success, problems, _) =
+            analyze(&["verify", "--man=no", "--recursive-errors=no", unit]);
+        assert!(success, "{unit}: {problems}");
         let threshold = format!("--threshold={MOST_EXPOSURE}");
-        let (success, said, printed) =
+        let (success, problems, printed) =
             analyze(&["security", "--offline=true", "--no-pager", &threshold, unit]);
-        assert!(success, "{unit}: {said}{printed}");
+        assert!(success, "{unit}: {problems}{printed}");
     }
 }
 
@@ -168,18 +169,18 @@ fn install(sandbox: &Sandbox, variables: &[(&str, &str)]) -> Installation {
     installation
 }
 
-/// SIGTERM, as `systemctl stop` sends it. Returns what it tells its supervisor from then on.
+/// SIGTERM, as `systemctl stop` sends it. Returns what it reports to its supervisor from then on.
 #[track_caller]
 fn stop(mut service: Service) -> Vec<String> {
-    service.notifier.signal("TERM");
+    service.notifier.signal(Signal::TERM);
     let stopping = service.wait_heard(0, "STOPPING=1") - 1;
     let exit = service.notifier.wait_exit(SOON);
-    assert_eq!(exit.code, Some(0), "{:?}", service.heard());
-    service.heard().split_off(stopping)
+    assert_eq!(exit.code, Some(0), "{:?}", service.reported());
+    service.reported().split_off(stopping)
 }
 
 #[test]
-fn a_supervisor_hears_when_it_is_ready_lives_and_stops_and_has_it_back_after_a_kill() {
+fn a_supervisor_is_told_of_readiness_life_and_stop_and_can_restart_it_after_a_kill() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -196,7 +197,7 @@ fn a_supervisor_hears_when_it_is_ready_lives_and_stops_and_has_it_back_after_a_k
     service.wait_alive(3);
 
     assert_eq!(unit.value("Restart"), "always");
-    service.notifier.signal("KILL");
+    service.notifier.signal(Signal::KILL);
     assert_eq!(service.notifier.wait_exit(SOON).code, None);
     let event = Event::new("order.paid");
     sandbox.publish(&event);
@@ -211,27 +212,27 @@ fn a_supervisor_hears_when_it_is_ready_lives_and_stops_and_has_it_back_after_a_k
 }
 
 #[test]
-fn a_process_that_stands_still_gives_no_sign_of_life() {
+fn a_stopped_process_gives_no_sign_of_life() {
     let sandbox = Sandbox::new();
     let installation = install(&sandbox, &[]);
     let service = installation.start(UNIT, WATCHDOG);
     service.wait_alive(2);
-    service.notifier.signal("STOP");
+    service.notifier.signal(Signal::STOP);
     // What it had sent has been received by then.
-    let mut heard = (service.heard().len(), Instant::now());
+    let mut reported = (service.reported().len(), Instant::now());
     wait_until(SOON, "it is silent for longer than the watchdog waits", || {
-        if service.heard().len() != heard.0 {
-            heard = (service.heard().len(), Instant::now());
+        if service.reported().len() != reported.0 {
+            reported = (service.reported().len(), Instant::now());
         }
-        heard.1.elapsed() > 2 * WATCHDOG
+        reported.1.elapsed() > 2 * WATCHDOG
     });
-    service.notifier.signal("CONT");
+    service.notifier.signal(Signal::CONT);
     service.wait_alive(2);
     stop(service);
 }
 
 #[test]
-fn a_broker_that_goes_away_is_a_status_and_no_end() {
+fn the_loss_of_the_broker_changes_the_status_and_does_not_end_the_process() {
     let sandbox = Sandbox::new();
     let proxy = Proxy::before(&sandbox.servers.amqp_url);
     let url = proxy.url(&sandbox.servers.amqp_url);
@@ -250,7 +251,7 @@ fn a_broker_that_goes_away_is_a_status_and_no_end() {
 }
 
 #[test]
-fn a_database_that_is_silent_delays_the_start_as_long_as_it_takes_and_never_the_signs_of_life() {
+fn a_silent_database_delays_the_start_but_never_the_signs_of_life() {
     let sandbox = Sandbox::new();
     let proxy = Proxy::before(sandbox.database.url());
     proxy.refuse();
@@ -267,14 +268,14 @@ fn a_database_that_is_silent_delays_the_start_as_long_as_it_takes_and_never_the_
     proxy.freeze();
     service.wait_heard(ready, "STATUS=waiting: ");
     service.wait_alive(6);
-    proxy.bury_frozen();
+    proxy.close_frozen();
     proxy.thaw();
     service.wait_heard(ready, "STATUS=ready");
     stop(service);
 }
 
 #[test]
-fn a_configuration_that_cannot_be_used_is_not_started_again() {
+fn an_invalid_configuration_is_not_restarted() {
     let sandbox = Sandbox::new();
     let installation = install(&sandbox, &[("PREFETCH_COUNT", "0")]);
     let unit = installation.unit(UNIT);
@@ -351,12 +352,12 @@ impl Drop for Login<'_> {
 }
 
 #[test]
-fn a_command_takes_the_services_settings_whatever_the_password() {
+fn a_command_uses_the_services_settings_whatever_the_password() {
     let sandbox = Sandbox::new();
     let password = "p$a%s`s # \"w'o\\rd;";
     let login = Login::new(&sandbox, password);
     let encoded = utf8_percent_encode(password, SPECIAL);
-    let url = Url::parse(sandbox.database.url()).expect("an URL");
+    let url = Url::parse(sandbox.database.url()).expect("a URL");
     let (_, server) = url.as_str().split_once('@').expect("a login");
     let url = format!("postgres://{}:{encoded}@{server}", login.name);
     assert!(url.contains("p$a%25s") && url.contains("%20%23"), "{url}");
@@ -379,8 +380,8 @@ fn a_command_takes_the_services_settings_whatever_the_password() {
     let finished = check(&["--database-url", "postgres://nobody@127.0.0.1:1/none"]);
     assert_eq!(finished.code, Some(1), "a flag counts more: {finished:?}");
     let made = installation.make(&["check", &format!("ENV_FILE={named}")]);
-    let asked = made.stdout.lines().find(|line| line.contains("database "));
-    assert!(asked.is_some_and(|line| line.starts_with("ok")), "{made:?}");
+    let database = made.stdout.lines().find(|line| line.contains("database "));
+    assert!(database.is_some_and(|line| line.starts_with("ok")), "{made:?}");
 
     fs::remove_file(&file).expect("it is ours");
     let finished = check(&[]);

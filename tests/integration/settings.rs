@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::{
     commands::{json, succeed},
     harness::{
-        Event, LATER, Notifier, Receiver, Reply, SOON, Sandbox, Servers, process::Finished,
+        Event, LATER, Notifier, Receiver, Reply, SOON, Sandbox, Servers, Signal, process::Finished,
         wait_for, wait_until,
     },
     receivers::counting,
@@ -39,7 +39,7 @@ fn held(notifier: &Notifier, reason: &str) -> f64 {
 }
 
 #[test]
-fn headers_of_its_own_come_with_each_request_and_a_change_counts_at_once() {
+fn a_webhooks_own_headers_come_with_each_request_and_changes_take_effect() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let url = receiver.url("/");
@@ -53,7 +53,7 @@ fn headers_of_its_own_come_with_each_request_and_a_change_counts_at_once() {
             // A change takes effect within a tenth of a second, not immediately.
             let event = Event::new("order.paid");
             sandbox.publish(&event);
-            let request = wait_for(SOON, "it comes", || receiver.of("/", &event).pop());
+            let request = wait_for(SOON, "it arrives", || receiver.of("/", &event).pop());
             // In addition to those of every request.
             assert_eq!(request.header("content-type"), "application/json");
             assert!(!request.header("webhook-signature").is_empty());
@@ -61,19 +61,19 @@ fn headers_of_its_own_come_with_each_request_and_a_change_counts_at_once() {
             has == (authorization, team)
         });
     };
-    expect("both come", MARK, "a b");
+    expect("both arrive", MARK, "a b");
     set(&sandbox, id, &["--header", "x-team: b"]);
     expect("those that are given replace all", "", "b");
     set(&sandbox, id, &["--unset", "header"]);
     expect("there are none", "", "");
-    notifier.signal("TERM");
+    notifier.signal(Signal::TERM);
     notifier.wait_exit(SOON);
     let log = notifier.stderr().join("\n");
     assert!(log.contains("delivered") && !log.contains(MARK), "{log}");
 }
 
 #[test]
-fn a_deadline_of_its_own_shortens_that_of_all_requests_and_never_lengthens_it() {
+fn a_webhooks_own_deadline_shortens_the_general_one_and_never_lengthens_it() {
     let receiver = Receiver::answering(|_| Reply::Hang);
     for (request_timeout, timeout_ms, at_least) in [("9s", 300, 290), ("400ms", 600_000, 390)] {
         let sandbox = Sandbox::new();
@@ -92,7 +92,7 @@ fn a_deadline_of_its_own_shortens_that_of_all_requests_and_never_lengthens_it() 
 }
 
 #[test]
-fn no_more_requests_are_under_way_than_may_be_and_all_events_arrive_once() {
+fn max_in_flight_is_never_exceeded_and_all_events_arrive_once() {
     let sandbox = Sandbox::new();
     let (release, released) = crossbeam_channel::bounded::<()>(0);
     let is_first = AtomicBool::new(true);
@@ -131,7 +131,7 @@ fn no_more_requests_are_under_way_than_may_be_and_all_events_arrive_once() {
 }
 
 #[test]
-fn no_more_requests_are_made_than_the_rate_allows_and_all_events_arrive_once() {
+fn the_rate_is_never_exceeded_and_all_events_arrive_once() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/limited"), &["*"]);
@@ -164,7 +164,7 @@ fn no_more_requests_are_made_than_the_rate_allows_and_all_events_arrive_once() {
 }
 
 #[test]
-fn a_rate_that_is_raised_counts_at_once_and_whoever_waits_too_long_expires() {
+fn a_raised_rate_takes_effect_and_a_delivery_that_waits_too_long_expires() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -179,7 +179,7 @@ fn a_rate_that_is_raised_counts_at_once_and_whoever_waits_too_long_expires() {
     sandbox.broker.publish(sandbox.queue(), &events);
     wait_until(SOON, "the second one waits", || held(&notifier, "rate") >= 1.0);
     set(&sandbox, webhook, &["--rate", "1000"]);
-    wait_until(SOON, "it comes, a quarter of an hour before its turn", || {
+    wait_until(SOON, "it arrives, a quarter of an hour before its turn", || {
         !receiver.of("/", &events[1]).is_empty()
     });
     notifier.terminate();
@@ -203,7 +203,7 @@ fn a_rate_that_is_raised_counts_at_once_and_whoever_waits_too_long_expires() {
     notifier.terminate();
 }
 
-/// What somebody may write by SQL, and the message about it.
+/// What an operator may write by SQL, and the message about it.
 const UNUSABLE: [(&str, &str, &str); 17] = [
     ("headers", "'[]'", "JSON object"),
     ("headers", "'\"s3cret-T0ken\"'", "JSON object"),
@@ -225,7 +225,7 @@ const UNUSABLE: [(&str, &str, &str); 17] = [
 ];
 
 #[test]
-fn a_setting_that_cannot_be_used_costs_its_own_deliveries_only_and_says_what_to_do() {
+fn an_invalid_setting_affects_only_its_own_deliveries_and_says_what_to_do() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/healthy"), &["*"]);
@@ -240,7 +240,7 @@ fn a_setting_that_cannot_be_used_costs_its_own_deliveries_only_and_says_what_to_
     let unusable: Vec<_> = UNUSABLE.into_iter().chain([others]).collect();
     let mut ids = Vec::new();
     for ((column, value, _), kind) in unusable.iter().zip(&kinds) {
-        let id = sandbox.webhook(&receiver.url("/mended"), &[kind]);
+        let id = sandbox.webhook(&receiver.url("/repaired"), &[kind]);
         let update = format!("UPDATE webhooks SET {column} = {value} WHERE id = '{id}'");
         sandbox.database.run_script(&update);
         ids.push(id.to_string());
@@ -254,16 +254,16 @@ fn a_setting_that_cannot_be_used_costs_its_own_deliveries_only_and_says_what_to_
     notifier.wait_metric("webhook_dead_letters_total", &rejected, kinds.len() as f64);
     let listed = json_of(&sandbox, &["webhooks", "list"]);
     let listed = listed.as_array().expect("a list");
-    for ((column, _, says), id) in unusable.iter().zip(&ids) {
+    for ((column, _, expected), id) in unusable.iter().zip(&ids) {
         let line = notifier.wait_stderr(SOON, &format!("webhook={id} "));
         let start = format!("unusable {column}: ");
-        for part in [start.as_str(), says, &format!("webhooks set {id}"), "--unset "] {
+        for part in [start.as_str(), expected, &format!("webhooks set {id}"), "--unset "] {
             assert!(line.contains(part), "no {part:?} in {line}");
         }
         let shown =
             listed.iter().find(|webhook| webhook["id"] == id.as_str()).expect("it is listed");
         let problem = shown["unusable"].as_str().expect("a problem");
-        assert!(problem.contains(&start) && problem.contains(says), "{problem}");
+        assert!(problem.contains(&start) && problem.contains(expected), "{problem}");
     }
     let letters = succeed(&sandbox, &["dead-letters", "show", "--limit", "99"]);
     let listed = succeed(&sandbox, &["webhooks", "list"]);
@@ -271,7 +271,7 @@ fn a_setting_that_cannot_be_used_costs_its_own_deliveries_only_and_says_what_to_
     for text in [letters, listed, notifier.stderr().join("\n")] {
         assert!(!text.contains("s3cret"), "{text}");
     }
-    assert!(receiver.at("/mended").is_empty());
+    assert!(receiver.at("/repaired").is_empty());
 
     let unset = ["--unset", "header", "--unset", "timeout", "--unset", "rate"];
     succeed(
@@ -285,13 +285,13 @@ fn a_setting_that_cannot_be_used_costs_its_own_deliveries_only_and_says_what_to_
     wait_until(SOON, "all that was dead arrives", || {
         // A change takes effect within a tenth of a second, not immediately.
         succeed(&sandbox, &["dead-letters", "replay"]);
-        receiver.at("/mended").len() >= kinds.len()
+        receiver.at("/repaired").len() >= kinds.len()
     });
     notifier.terminate();
 }
 
 #[test]
-fn settings_are_given_shown_and_taken_back_by_commands() {
+fn settings_are_set_shown_and_unset_by_commands() {
     let sandbox = Sandbox::new();
     let url = "https://example.org/in";
     let folder = tempfile::tempdir().expect("a folder");
@@ -364,7 +364,7 @@ fn settings_are_given_shown_and_taken_back_by_commands() {
         assert_eq!(last[name], Value::Null, "{name}: {last}");
     }
 
-    for (arguments, says) in [
+    for (arguments, expected) in [
         (&["--header", "s3cret"][..], "Name: value"),
         (&["--header", "Host: s3cret"], "a webhook can't set"),
         (&["--header", "a: s3cret", "--header", "A: s3cret"], "a is listed twice"),
@@ -379,17 +379,17 @@ fn settings_are_given_shown_and_taken_back_by_commands() {
     ] {
         let finished = sandbox.command(&[&["webhooks", "set", id], arguments].concat());
         assert_eq!(finished.code, Some(2), "{arguments:?}: {finished:?}");
-        assert!(finished.stderr.contains(says), "{arguments:?}: {finished:?}");
+        assert!(finished.stderr.contains(expected), "{arguments:?}: {finished:?}");
         assert!(!finished.stderr.contains("s3cret"), "{finished:?}");
     }
     assert_eq!(json_of(&sandbox, &["webhooks", "show", id]), last, "nothing of it was done");
-    let nobody = Uuid::new_v4().to_string();
-    let finished = sandbox.command(&["webhooks", "set", &nobody, "--rate", "1"]);
+    let unknown = Uuid::new_v4().to_string();
+    let finished = sandbox.command(&["webhooks", "set", &unknown, "--rate", "1"]);
     assert_eq!(finished.code, Some(1), "{finished:?}");
 }
 
 #[test]
-fn on_a_database_without_the_columns_all_say_to_migrate() {
+fn without_the_columns_all_commands_say_to_migrate() {
     let sandbox = Sandbox::bare(&Servers::shared(), 1);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql");
     let mut files: Vec<_> =
@@ -401,9 +401,9 @@ fn on_a_database_without_the_columns_all_say_to_migrate() {
     for arguments in [&["check"][..], &["webhooks", "list"], &["run"]] {
         let launch = sandbox.launch(arguments).env("METRICS_ADDR", "127.0.0.1:0");
         let finished: Finished = launch.spawn().finish(SOON);
-        let said = [finished.stdout, finished.stderr].concat();
-        assert_eq!(finished.code, Some(1), "{arguments:?}: {said}");
-        assert!(said.contains("run `webhook-notifier migrate`"), "{arguments:?}: {said}");
+        let output = [finished.stdout, finished.stderr].concat();
+        assert_eq!(finished.code, Some(1), "{arguments:?}: {output}");
+        assert!(output.contains("run `webhook-notifier migrate`"), "{arguments:?}: {output}");
     }
     succeed(&sandbox, &["migrate"]);
     succeed(&sandbox, &["check"]);

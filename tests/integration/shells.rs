@@ -75,7 +75,7 @@ fn zsh_finds_its_completion() {
 }
 
 #[test]
-fn the_manual_has_a_page_for_each_command_and_the_guide_and_groff_has_nothing_to_say() {
+fn the_manual_has_a_page_for_each_command_and_a_guide_and_groff_finds_no_fault() {
     let installation = Installation::empty();
     let into = installation.path("/man");
     let named = into.to_str().expect("text");
@@ -148,13 +148,13 @@ fn there_are_colours_on_a_terminal_and_nowhere_else() {
         }
         let arguments: Vec<_> = arguments.split(' ').collect();
         let piped = sandbox.launch(&arguments).env("TERM", "xterm").spawn().finish(SOON);
-        let said = format!("{}{}", piped.stdout, piped.stderr);
-        assert!(!said.contains('\u{1b}') && !said.is_empty(), "{arguments:?}: {said:?}");
+        let output = format!("{}{}", piped.stdout, piped.stderr);
+        assert!(!output.contains('\u{1b}') && !output.is_empty(), "{arguments:?}: {output:?}");
     }
 }
 
 #[test]
-fn a_name_in_a_file_of_settings_that_is_none_is_told_with_the_one_that_is_meant() {
+fn a_misspelt_setting_in_an_env_file_is_reported_with_the_one_that_is_meant() {
     let sandbox = Sandbox::new();
     let installation = Installation::empty();
     let file = installation.path("/env");
@@ -165,12 +165,12 @@ fn a_name_in_a_file_of_settings_that_is_none_is_told_with_the_one_that_is_meant(
     assert_eq!(finished.code, Some(0), "{finished:?}");
     let warnings: Vec<_> = finished.stderr.lines().collect();
     assert_eq!(warnings.len(), 2, "{finished:?}");
-    for (warning, says) in warnings.iter().zip([
+    for (warning, expected) in warnings.iter().zip([
         "\"GREETING\" is not a setting, and is ignored",
         "\"PREFETCH_CUONT\" is not a setting: did you mean PREFETCH_COUNT?",
     ]) {
         assert!(warning.starts_with("webhook-notifier: warning: --env-file"), "{warning}");
-        assert!(warning.ends_with(says) && !warning.contains("s3cret"), "{warning}");
+        assert!(warning.ends_with(expected) && !warning.contains("s3cret"), "{warning}");
     }
     let mut notifier =
         sandbox.launch(&["run", "--env-file", named, "--metrics-addr", "127.0.0.1:0"]);

@@ -1,4 +1,4 @@
-//! Requests are signed, secrets can be replaced without a gap, and a receiver can say that it is gone.
+//! Requests are signed, secrets can be replaced without a gap, and a receiver can report that it is gone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -56,7 +56,7 @@ fn signatures(request: &Request) -> usize {
 fn next(sandbox: &Sandbox, receiver: &Receiver) -> Request {
     let event = Event::new("order.paid").body("{\"text\": \"é \\u00e9\", \"n\" :1e2}");
     sandbox.publish(&event);
-    wait_for(SOON, "the event comes", || receiver.of("/", &event).pop())
+    wait_for(SOON, "the event arrives", || receiver.of("/", &event).pop())
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn a_secret_is_printed_once_and_never_again() {
 }
 
 #[test]
-fn a_secret_that_is_none_is_told_and_costs_no_event() {
+fn an_invalid_secret_is_reported_and_costs_no_event() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let (webhook, _) = add(&sandbox, &receiver.url("/"));
@@ -175,7 +175,7 @@ fn a_secret_that_is_none_is_told_and_costs_no_event() {
     receiver.wait_at("/other", 1);
 
     let secret = rotate(&sandbox, webhook, &["--keep", "0s"]);
-    wait_until(SOON, "it comes, signed", || {
+    wait_until(SOON, "it arrives, signed", || {
         let replayed = sandbox.command(&["dead-letters", "replay"]);
         assert_eq!(replayed.code, Some(0), "{replayed:?}");
         !receiver.at("/").is_empty()
@@ -185,7 +185,7 @@ fn a_secret_that_is_none_is_told_and_costs_no_event() {
 }
 
 #[test]
-fn listen_tells_a_good_signature_from_a_bad_one() {
+fn listen_distinguishes_a_good_signature_from_a_bad_one() {
     let sandbox = Sandbox::new();
     let (webhook, secret) = add(&sandbox, "http://127.0.0.1:9/");
     let bad = sandbox.launch(&["listen", "--secret", "nonsense"]).spawn().finish(SOON);
@@ -220,8 +220,8 @@ fn listen_tells_a_good_signature_from_a_bad_one() {
 
 /// The reason why the webhook was disabled.
 fn disabled(sandbox: &Sandbox) -> Option<String> {
-    let asked = "SELECT disabled_reason FROM webhooks WHERE disabled_at IS NOT NULL";
-    sandbox.database.query(asked, &[]).first().map(|row| row.get(0))
+    let sql = "SELECT disabled_reason FROM webhooks WHERE disabled_at IS NOT NULL";
+    sandbox.database.query(sql, &[]).first().map(|row| row.get(0))
 }
 
 #[test]
@@ -255,7 +255,7 @@ fn a_410_disables_the_webhook_until_it_is_enabled() {
 }
 
 #[test]
-fn what_waits_for_a_webhook_that_is_gone_is_dropped() {
+fn deliveries_that_wait_for_a_deleted_webhook_are_dropped() {
     let gone = Arc::new(AtomicBool::new(false));
     let answer = Arc::clone(&gone);
     let sandbox = Sandbox::new();
@@ -268,7 +268,7 @@ fn what_waits_for_a_webhook_that_is_gone_is_dropped() {
     sandbox.broker.publish(sandbox.queue(), &events);
     receiver.wait_at("/", 3);
     gone.store(true, Ordering::SeqCst);
-    // One of them gets the answer, or several if they come together; the rest is dropped without a
+    // One of them gets the answer, or several if they are sent together; the rest is dropped without a
     // request.
     wait_until(SOON, "none is left", || {
         let dropped =
@@ -282,7 +282,7 @@ fn what_waits_for_a_webhook_that_is_gone_is_dropped() {
 }
 
 #[test]
-fn a_410_from_where_the_webhook_was_before_does_not_disable_it() {
+fn a_410_from_the_previous_url_of_a_webhook_does_not_disable_it() {
     let sandbox = Sandbox::new();
     let (release, released) = crossbeam_channel::bounded::<()>(0);
     let receiver = Receiver::answering(move |request| match request.path.as_str() {
@@ -306,7 +306,7 @@ fn a_410_from_where_the_webhook_was_before_does_not_disable_it() {
 }
 
 #[test]
-fn a_410_while_postgresql_is_away_is_heard_at_the_next_event() {
+fn a_410_while_postgresql_is_away_takes_effect_at_the_next_event() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(410));
     sandbox.webhook(&receiver.url("/"), &["*"]);

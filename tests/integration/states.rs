@@ -12,7 +12,7 @@ use crate::harness::{
 const RULES: &str = include_str!("../../scripts/monitoring/prometheus-rules.yml");
 
 /// What must be reported in a state.
-struct Told {
+struct Problem {
     /// The beginning or end of one of the page's sentences.
     headline: &'static str,
     verdict: &'static str,
@@ -37,19 +37,19 @@ fn expression(alert: &str) -> &'static str {
 }
 
 #[track_caller]
-fn assert_told(notifier: &Notifier, told: &Told) {
-    assert!(expression(told.alert).contains(told.metric), "{} looks at it", told.alert);
-    wait_until(LATER, told.headline, || {
+fn assert_reported(notifier: &Notifier, problem: &Problem) {
+    assert!(expression(problem.alert).contains(problem.metric), "{} looks at it", problem.alert);
+    wait_until(LATER, problem.headline, || {
         let status: Value = serde_json::from_str(&notifier.get("/status.json").body).expect("JSON");
         let advice = status["advice"].as_array().expect("a list");
         let is_said = advice
             .iter()
             .filter_map(|one| one["what"].as_str())
-            .any(|what| what.starts_with(told.headline) || what.ends_with(told.headline));
+            .any(|what| what.starts_with(problem.headline) || what.ends_with(problem.headline));
         is_said
-            && status["state"] == told.verdict
-            && notifier.get("/readyz").status == told.readyz
-            && (told.shows)(notifier.metric(told.metric, told.labels))
+            && status["state"] == problem.verdict
+            && notifier.get("/readyz").status == problem.readyz
+            && (problem.shows)(notifier.metric(problem.metric, problem.labels))
     });
 }
 
@@ -76,9 +76,9 @@ fn a_queue_that_refuses_messages_is_trouble() {
             sandbox.publish(&Event::raw("malformed"));
             refusals() >= 1.0
         });
-        assert_told(
+        assert_reported(
             &notifier,
-            &Told {
+            &Problem {
                 headline: " in hand for it.",
                 verdict: "trouble",
                 readyz: 200,
@@ -99,9 +99,9 @@ fn orphaned_deliveries_want_attention() {
         let notifier = launch(sandbox).start();
         let orphan = Event::new("order.paid").parked("gone", Uuid::new_v4());
         sandbox.broker.publish_to("webhooks.wait", "1s.gone", &[orphan]);
-        assert_told(
+        assert_reported(
             &notifier,
-            &Told {
+            &Problem {
                 headline: "1 orphaned delivery.",
                 verdict: "attention",
                 readyz: 200,
@@ -116,13 +116,13 @@ fn orphaned_deliveries_want_attention() {
 }
 
 #[test]
-fn a_queue_of_ours_that_was_deleted_is_told_of_when_it_is_there_again() {
+fn a_deleted_queue_is_reported_when_it_exists_again() {
     with_vhost(|_, sandbox| {
         let notifier = launch(sandbox).start();
         sandbox.broker.delete("webhooks.wait.1s").expect("it is there");
-        assert_told(
+        assert_reported(
             &notifier,
-            &Told {
+            &Problem {
                 headline: "The queue webhooks.wait.1s was deleted ",
                 verdict: "attention",
                 readyz: 200,
@@ -137,15 +137,15 @@ fn a_queue_of_ours_that_was_deleted_is_told_of_when_it_is_there_again() {
 }
 
 #[test]
-fn a_queue_that_can_t_be_used_is_trouble() {
+fn an_unusable_queue_is_trouble() {
     with_vhost(|_, sandbox| {
         let mut classic = FieldTable::new();
         classic.insert("x-queue-type".to_owned(), AmqpValue::LongString("classic".to_owned()));
         sandbox.broker.declare("webhooks.wait.1s", classic).expect("a fresh name");
         let notifier = launch(sandbox).start();
-        assert_told(
+        assert_reported(
             &notifier,
-            &Told {
+            &Problem {
                 headline: "The queue webhooks.wait.1s can't be used: ",
                 verdict: "trouble",
                 readyz: 200,
@@ -165,9 +165,9 @@ fn an_error_of_postgresql_is_trouble() {
     let notifier = launch(&sandbox).start();
     sandbox.database.run_script("ALTER TABLE webhooks RENAME TO gone");
     sandbox.publish(&Event::new("order.paid"));
-    assert_told(
+    assert_reported(
         &notifier,
-        &Told {
+        &Problem {
             headline: "PostgreSQL has answered with an error for ",
             verdict: "trouble",
             readyz: 503,
@@ -183,15 +183,15 @@ fn an_error_of_postgresql_is_trouble() {
 }
 
 #[test]
-fn a_broker_that_is_away_is_trouble_and_nothing_is_delivered_any_more() {
+fn a_broker_that_is_away_is_trouble_and_nothing_is_consumed() {
     let sandbox = Sandbox::new();
     let broker = Proxy::before(&sandbox.servers.amqp_url);
     let amqp_url = broker.url(&sandbox.servers.amqp_url);
     let notifier = launch(&sandbox).env("AMQP_URL", amqp_url).start();
     broker.refuse();
-    assert_told(
+    assert_reported(
         &notifier,
-        &Told {
+        &Problem {
             headline: ": nothing is being consumed.",
             verdict: "trouble",
             readyz: 503,
@@ -206,13 +206,13 @@ fn a_broker_that_is_away_is_trouble_and_nothing_is_delivered_any_more() {
 }
 
 #[test]
-fn changes_that_can_t_be_heard_want_attention() {
+fn missing_notifications_of_changes_want_attention() {
     let sandbox = Sandbox::new();
     sandbox.database.run_script("DROP TRIGGER webhooks_updated ON webhooks");
     let notifier = launch(&sandbox).start();
-    assert_told(
+    assert_reported(
         &notifier,
-        &Told {
+        &Problem {
             headline: "Notifications of changes to the webhooks have failed for ",
             verdict: "attention",
             readyz: 200,
@@ -237,9 +237,9 @@ fn most_receivers_failing_together_is_trouble() {
     for kind in ["a", "b", "c", "d"] {
         sandbox.publish(&Event::new(kind));
     }
-    assert_told(
+    assert_reported(
         &notifier,
-        &Told {
+        &Problem {
             headline: "3 of 4 receivers fail, are slow or are down.",
             verdict: "trouble",
             readyz: 200,

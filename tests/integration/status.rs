@@ -2,10 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::Ordering,
 };
 
 use serde_json::Value;
@@ -18,7 +15,7 @@ use crate::{
     observability::eventful,
 };
 
-/// What /status.json says about a lane, and the metric that must agree.
+/// What /status.json reports about a lane, and the metric that must agree.
 const LANE_NUMBERS: [(&str, &str); 5] = [
     ("ready", "webhook_queue_messages"),
     ("in_flight", "webhook_requests_in_flight"),
@@ -107,10 +104,10 @@ fn assert_page_has_the_numbers(sandbox: &Sandbox, dom: &str, metrics: &Expositio
 }
 
 #[test]
-fn page_and_json_have_the_numbers_of_the_metrics() {
+fn page_and_json_show_the_numbers_of_the_metrics() {
     let sandbox = Sandbox::new();
     let notifier = eventful(&sandbox);
-    // Quantiles cover what came between two samples. Nothing changes after that.
+    // Quantiles are of the events between two samples. Nothing changes after that.
     wait_until(SOON, "the lags have been sampled, and the queues seen empty", || {
         let lanes = list(&status(&notifier), "lanes").to_vec();
         lanes[..2].iter().all(|lane| !lane["lag_p99"].is_null() && lane["ready"] == 0)
@@ -133,10 +130,10 @@ fn page_and_json_have_the_numbers_of_the_metrics() {
 }
 
 #[test]
-fn wait_queues_are_watched_under_a_name_for_each_delay() {
+fn wait_queues_are_listed_by_their_delay() {
     let sandbox = Sandbox::new();
     let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "1s,2s,1s").start();
-    wait_until(SOON, "RabbitMQ has told how many wait", || {
+    wait_until(SOON, "RabbitMQ has reported how many wait", || {
         !status(&notifier)["depths_age_seconds"].is_null()
     });
     let status = status(&notifier);
@@ -176,7 +173,7 @@ fn it_says_plainly_which_server_is_away_and_when_all_is_well_again() {
     // Both at once: each is polled every few seconds.
     broker.refuse();
     database.refuse();
-    wait_until(LATER, "it says that both are away, and what follows", || {
+    wait_until(LATER, "it reports that both are away, and what follows", || {
         let status = status(&notifier);
         let wrong = what_is_wrong(&status);
         let begins = |at: usize, text: &str| wrong.get(at).is_some_and(|one| one.starts_with(text));
@@ -195,11 +192,7 @@ fn it_says_plainly_which_server_is_away_and_when_all_is_well_again() {
 #[test]
 fn ailing_receivers_are_listed_with_reason_and_next_attempt_until_they_are_well() {
     let sandbox = Sandbox::new();
-    let mended = Arc::new(AtomicBool::new(false));
-    let is_mended = Arc::clone(&mended);
-    let receiver = Receiver::answering(move |_| {
-        Reply::Status(if is_mended.load(Ordering::Relaxed) { 200 } else { 500 })
-    });
+    let (receiver, is_fixed) = Receiver::failing(500);
     let down = sandbox.webhook(&receiver.refusing_url(), &["down"]);
     let failing = sandbox.webhook(&receiver.url("/"), &["failing"]);
     let notifier = sandbox
@@ -225,15 +218,15 @@ fn ailing_receivers_are_listed_with_reason_and_next_attempt_until_they_are_well(
     assert_eq!(other["webhook"], failing.to_string());
     assert_eq!((&other["reason"], &other["next_in_seconds"]), (&"status_5xx".into(), &Value::Null));
     assert_eq!((&other["status"], &open["status"]), (&500.into(), &Value::Null));
-    let said = status(&notifier);
+    let output = status(&notifier);
     // And how many messages wait for it, once they are counted.
     assert_eq!(
-        what_is_wrong(&said)[..2],
+        what_is_wrong(&output)[..2],
         ["1 receiver is down: its deliveries wait.", "1 receiver fails or is slow."]
     );
 
-    mended.store(true, Ordering::Relaxed);
-    wait_until(SOON, "the one that is well again is gone", || {
+    is_fixed.store(true, Ordering::Relaxed);
+    wait_until(SOON, "the recovered one is no longer listed", || {
         let listed = listed();
         listed.as_array().is_some_and(|listed| listed.len() == 1)
     });
@@ -241,7 +234,7 @@ fn ailing_receivers_are_listed_with_reason_and_next_attempt_until_they_are_well(
 }
 
 #[test]
-fn the_page_tells_nothing_about_events_and_secrets_and_of_urls_only_where_they_lead() {
+fn the_page_reveals_no_event_or_secret_and_of_urls_only_where_they_lead() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(500));
     let url = receiver.url("/in/concealed-0123456789?token=concealed-token");
@@ -303,7 +296,7 @@ fn the_page_needs_nothing_from_elsewhere_and_lets_nothing_in() {
     let length = format!("content-length: {}", page.body.len());
     assert!(head.head.contains(&length), "{}", head.head);
     assert_eq!(notifier.ask("POST", "/").status, 405);
-    // Without scripts it says where to look.
+    // Without scripts it names the other sources.
     let (_, rest) = page.body.split_once("<noscript>").expect("there is something");
     assert!(rest.split("</noscript>").next().is_some_and(|text| text.contains("readyz")));
 }

@@ -29,7 +29,7 @@ fn expect_harmless_command(sandbox: &Sandbox, arguments: &[&str]) {
 }
 
 #[test]
-fn a_webhook_that_was_registered_by_sql_is_shown_in_one_line() {
+fn a_webhook_registered_by_sql_is_shown_in_one_line() {
     let sandbox = Sandbox::new();
     let url = format!("http://example.org/{HOSTILE}");
     let id = sandbox.webhook(&url, &[HOSTILE, "user.*"]);
@@ -48,7 +48,7 @@ fn a_webhook_that_was_registered_by_sql_is_shown_in_one_line() {
 }
 
 #[test]
-fn a_dead_letter_that_somebody_crafted_is_shown_and_not_obeyed() {
+fn a_crafted_dead_letter_is_shown_and_its_escape_sequences_are_not_obeyed() {
     let sandbox = Sandbox::new();
     sandbox.notifier().start().terminate();
     let text = |text: &str| AmqpValue::LongString(text.to_owned());
@@ -79,7 +79,7 @@ fn a_dead_letter_that_somebody_crafted_is_shown_and_not_obeyed() {
 }
 
 #[test]
-fn an_entry_of_the_log_that_somebody_crafted_is_shown_in_its_lines() {
+fn a_crafted_entry_of_the_log_is_shown_in_its_own_lines() {
     let sandbox = Sandbox::new();
     let webhook = sandbox.webhook(&format!("http://example.org/{HOSTILE}"), &[HOSTILE]);
     sandbox.database.execute(
@@ -95,10 +95,10 @@ fn an_entry_of_the_log_that_somebody_crafted_is_shown_in_its_lines() {
 }
 
 #[test]
-fn what_listen_receives_from_strangers_is_a_line_each_and_its_body() {
+fn listen_prints_a_strangers_request_in_a_line_with_its_body_below() {
     let sandbox = Sandbox::new();
     let listener = sandbox.launch(&["listen", "--addr", "127.0.0.1:0"]).spawn();
-    let address = wait_for(SOON, "listen says its address", || {
+    let address = wait_for(SOON, "listen prints its address", || {
         let text = listener.stdout().join(" ");
         Some(text.split_once("http://")?.1.split_once('/')?.0.to_owned())
     });

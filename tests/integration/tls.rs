@@ -1,4 +1,4 @@
-//! TLS with all peers: real handshakes, and certificates that must be refused.
+//! TLS with RabbitMQ, PostgreSQL and receivers: real handshakes, and certificates that must be refused.
 
 use std::{
     fs,
@@ -7,10 +7,8 @@ use std::{
     thread,
 };
 
-use tempfile::NamedTempFile;
-
 use crate::harness::{
-    Authority, Event, FaultServers, LATER, Receiver, Reply, SOON, Sandbox, Terminator,
+    Authority, Event, FaultServers, LATER, Receiver, Reply, SOON, Sandbox, Terminator, TextFile,
     process::Finished,
     servers::{End, Server},
     tls::{Certificate, drip},
@@ -18,25 +16,14 @@ use crate::harness::{
 };
 
 /// The name of the CA in TLS_CA_FILE.
-const BELIEVED: &str = "a CA of the tests";
-
-/// The PEM files in one file, for TLS_CA_FILE.
-fn ca_file(certificates: &[&str]) -> NamedTempFile {
-    let mut file = NamedTempFile::new().expect("a file");
-    file.write_all(certificates.concat().as_bytes()).expect("it is writable");
-    file
-}
-
-fn path(file: &NamedTempFile) -> &str {
-    file.path().to_str().expect("a path in UTF-8")
-}
+const TRUSTED: &str = "a CA of the tests";
 
 fn with_parameters(url: &str, parameters: &str) -> String {
     let sign = if url.contains('?') { '&' } else { '?' };
     format!("{url}{sign}{parameters}")
 }
 
-/// More than TLS records, amiquip's frames and a socket's buffer hold together.
+/// An event that is larger than TLS records, amiquip's frames and a socket's buffer together.
 fn large_event(kind: &str) -> Event {
     let mut event = Event::new(kind);
     event.body = format!(r#"{{"padding": "{}"}}"#, "x".repeat(900_000)).into_bytes();
@@ -44,10 +31,10 @@ fn large_event(kind: &str) -> Event {
 }
 
 #[test]
-fn events_come_in_wait_and_go_out_by_tls_and_survive_a_crash_of_the_broker() {
+fn events_are_consumed_parked_and_delivered_by_tls_and_survive_a_crash_of_the_broker() {
     let faults = FaultServers::take();
     let sandbox = Sandbox::on(faults.servers(), 1);
-    let authority = Authority::new(BELIEVED);
+    let authority = Authority::new(TRUSTED);
     let receiver = Receiver::answering(|request| match request.attempt {
         1 => Reply::Status(500),
         _ => Reply::Status(200),
@@ -57,7 +44,7 @@ fn events_come_in_wait_and_go_out_by_tls_and_survive_a_crash_of_the_broker() {
     sandbox.webhook(&terminator.url(&plain), &["*"]);
     let (servers, servers_ca) = faults.by_tls();
     let servers_ca = fs::read_to_string(servers_ca).expect("services.sh made it");
-    let believed = ca_file(&[&servers_ca, &authority.pem()]);
+    let trusted = TextFile::new(&[servers_ca, authority.pem()].concat());
     let (certificate, key) = (faults.tls_file("client.pem"), faults.tls_file("client.key"));
     let database_url = format!(
         "{}&{}",
@@ -71,7 +58,7 @@ fn events_come_in_wait_and_go_out_by_tls_and_survive_a_crash_of_the_broker() {
             with_parameters(&servers.amqp_url, &format!("certfile={certificate}&keyfile={key}")),
         )
         .env("DATABASE_URL", database_url)
-        .env("TLS_CA_FILE", path(&believed))
+        .env("TLS_CA_FILE", trusted.path())
         .env("RETRY_SCHEDULE", "200ms")
         .start();
     let deliver = || {
@@ -94,7 +81,7 @@ fn events_come_in_wait_and_go_out_by_tls_and_survive_a_crash_of_the_broker() {
     ]);
     let ours: Vec<_> =
         connections.lines().filter(|line| line.contains("webhook-notifier")).collect();
-    // Two lanes, the publisher, and the monitor of the queues; the first one may just be closing.
+    // Two lanes, the publisher, and the monitor of the queues. There may be more that are just closing.
     assert!(ours.len() >= 4, "{connections}");
     for connection in ours {
         assert!(connection.contains("\ttrue\tCN=webhook-notifier client"), "{connection}");
@@ -120,16 +107,16 @@ fn events_come_in_wait_and_go_out_by_tls_and_survive_a_crash_of_the_broker() {
 }
 
 /// The bad certificates, and the messages about them.
-fn bad_certificates(believed: &Authority) -> [(Certificate, &'static str, &'static str); 4] {
+fn bad_certificates(trusted: &Authority) -> [(Certificate, &'static str, &'static str); 4] {
     [
         (Authority::new("another").good(), "UnknownIssuer", "certificate into TLS_CA_FILE"),
-        (Authority::new(BELIEVED).good(), "BadSignature", "certificate into TLS_CA_FILE"),
-        (believed.of_another_name(), "not valid for name", "use a name that is in the certificate"),
-        (believed.expired(), "expired", "it needs a new certificate"),
+        (Authority::new(TRUSTED).good(), "BadSignature", "certificate into TLS_CA_FILE"),
+        (trusted.of_another_name(), "not valid for name", "use a name that is in the certificate"),
+        (trusted.expired(), "expired", "it needs a new certificate"),
     ]
 }
 
-/// Expects exit code 1, and one ERROR line that says what is wrong and what to do.
+/// Expects exit code 1, and one ERROR line with the problem and the remedy.
 #[track_caller]
 fn assert_refused(finished: &Finished, wrong: &str, remedy: &str) {
     assert_eq!(finished.code, Some(1), "{finished:?}");
@@ -139,27 +126,27 @@ fn assert_refused(finished: &Finished, wrong: &str, remedy: &str) {
 }
 
 #[test]
-fn a_broker_whose_certificate_is_no_good_is_refused_with_the_reason() {
+fn a_broker_with_a_bad_certificate_is_refused_with_the_reason() {
     let sandbox = Sandbox::new();
-    let authority = Authority::new(BELIEVED);
-    let believed = ca_file(&[&authority.pem()]);
+    let authority = Authority::new(TRUSTED);
+    let trusted = authority.file();
     for (certificate, wrong, remedy) in bad_certificates(&authority) {
         let terminator = Terminator::before(&sandbox.servers.amqp_url, certificate);
         let finished = sandbox
             .notifier()
             .env("AMQP_URL", terminator.url(&sandbox.servers.amqp_url))
             .env("AMQP_CONNECTION_ATTEMPTS", "1")
-            .env("TLS_CA_FILE", path(&believed))
+            .env("TLS_CA_FILE", trusted.path())
             .spawn()
             .finish(SOON);
         assert_refused(&finished, wrong, remedy);
     }
-    // The same route with a good certificate, or this would prove nothing.
+    // The same route works with a good certificate, or this would prove nothing.
     let terminator = Terminator::before(&sandbox.servers.amqp_url, authority.good());
     let notifier = sandbox
         .notifier()
         .env("AMQP_URL", terminator.url(&sandbox.servers.amqp_url))
-        .env("TLS_CA_FILE", path(&believed))
+        .env("TLS_CA_FILE", trusted.path())
         .start();
     notifier.terminate();
 }
@@ -179,17 +166,17 @@ fn a_broker_that_speaks_no_tls_is_refused_with_the_reason() {
 #[test]
 fn postgresql_is_checked_as_sslmode_says() {
     let sandbox = Sandbox::new();
-    let authority = Authority::new(BELIEVED);
-    let believed = ca_file(&[&authority.pem()]);
+    let authority = Authority::new(TRUSTED);
+    let trusted = authority.file();
     let start = |terminator: &Terminator, mode: &str| {
         let url = terminator.url(sandbox.database.url());
         sandbox
             .notifier()
             .env("DATABASE_URL", with_parameters(&url, &format!("sslmode={mode}")))
-            .env("TLS_CA_FILE", path(&believed))
+            .env("TLS_CA_FILE", trusted.path())
     };
     let bad = bad_certificates(&authority);
-    // What each certificate is still good enough for, by libpq's table.
+    // The modes that still accept each certificate, by libpq's table.
     let lenient: [&[_]; 4] = [&["require"], &["require"], &["require", "verify-ca"], &["require"]];
     for ((certificate, wrong, remedy), lenient) in bad.into_iter().zip(lenient) {
         let terminator = Terminator::before(&sandbox.servers.database_url, certificate);
@@ -231,10 +218,10 @@ fn postgresql_that_speaks_no_tls_is_refused_where_it_is_required() {
 }
 
 #[test]
-fn a_receiver_whose_certificate_is_no_good_gets_nothing_and_the_dead_letter_says_why() {
+fn a_receiver_with_a_bad_certificate_gets_nothing_and_the_dead_letter_says_why() {
     let sandbox = Sandbox::new();
-    let authority = Authority::new(BELIEVED);
-    let believed = ca_file(&[&authority.pem()]);
+    let authority = Authority::new(TRUSTED);
+    let trusted = authority.file();
     let receiver = Receiver::new();
     let plain = receiver.url("/");
     let good = Terminator::before(&plain, authority.good());
@@ -247,7 +234,7 @@ fn a_receiver_whose_certificate_is_no_good_gets_nothing_and_the_dead_letter_says
     }
     let notifier = sandbox
         .notifier()
-        .env("TLS_CA_FILE", path(&believed))
+        .env("TLS_CA_FILE", trusted.path())
         .env("RETRY_SCHEDULE", "100ms")
         .start();
 
@@ -269,15 +256,15 @@ fn a_receiver_whose_certificate_is_no_good_gets_nothing_and_the_dead_letter_says
     sandbox.wait_drained();
 }
 
-/// Both attempts time out, and not much later than they should.
+/// Checks that both attempts time out, and not much later than they should.
 #[track_caller]
 fn check_timeout(authority: &Authority, url: &str, request_timeout: &str, limit: f64) {
     let sandbox = Sandbox::new();
-    let believed = ca_file(&[&authority.pem()]);
+    let trusted = authority.file();
     sandbox.webhook(url, &["*"]);
     let notifier = sandbox
         .notifier()
-        .env("TLS_CA_FILE", path(&believed))
+        .env("TLS_CA_FILE", trusted.path())
         .env("CONNECT_TIMEOUT", "500ms")
         .env("REQUEST_TIMEOUT", request_timeout)
         .env("RETRY_SCHEDULE", "100ms")
@@ -290,17 +277,17 @@ fn check_timeout(authority: &Authority, url: &str, request_timeout: &str, limit:
     let sum = |name| metrics.sum(name, &[]);
     assert_eq!(metrics.sum("webhook_request_failure_total", &[("reason", "timeout")]), 2.0);
     let mean = sum("webhook_request_duration_seconds_sum") / 2.0;
-    // A busy machine may be late; without the limit it would be ten seconds and more.
+    // A busy machine may be late. Without the limit it would be ten seconds or more.
     assert!(mean >= limit && mean < limit + 4.0, "{mean} s");
     notifier.terminate();
 }
 
 #[test]
-fn a_receiver_that_never_shakes_hands_costs_no_more_than_connecting_may() {
-    // The kernel accepts the connection; nobody answers on it.
+fn a_receiver_that_never_begins_its_handshake_costs_no_more_than_connecting_may() {
+    // The kernel accepts the connection; nothing answers on it.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("https://{}/", silent.local_addr().expect("it is bound"));
-    check_timeout(&Authority::new(BELIEVED), &url, "10s", 0.5);
+    check_timeout(&Authority::new(TRUSTED), &url, "10s", 0.5);
 }
 
 #[test]
@@ -315,13 +302,13 @@ fn a_handshake_that_drips_costs_no_more_than_connecting_may() {
             let _ = drip(&client.expect("a client"), &record);
         }
     });
-    check_timeout(&Authority::new(BELIEVED), &url, "10s", 0.5);
+    check_timeout(&Authority::new(TRUSTED), &url, "10s", 0.5);
     server.join().expect("it does not panic");
 }
 
 #[test]
 fn a_response_that_drips_below_tls_ends_with_the_deadline() {
-    let authority = Authority::new(BELIEVED);
+    let authority = Authority::new(TRUSTED);
     let receiver = Receiver::new();
     let plain = receiver.url("/");
     let terminator = Terminator::dripping(&plain, authority.good());

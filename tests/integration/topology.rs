@@ -19,8 +19,7 @@ fn text(text: &str) -> AmqpValue {
 
 #[test]
 fn missing_queues_are_made_durable_and_those_that_hold_retries_and_dead_letters_replicated() {
-    let sandbox = Sandbox::bare(&Servers::shared(), 2);
-    assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
+    let sandbox = Sandbox::without_queues(&Servers::shared(), 2);
     let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "1500ms,90s").start();
     notifier.terminate();
 
@@ -65,8 +64,7 @@ fn missing_queues_are_made_durable_and_those_that_hold_retries_and_dead_letters_
 
 #[test]
 fn a_queue_that_the_operator_made_is_used_as_it_is() {
-    let sandbox = Sandbox::bare(&Servers::shared(), 2);
-    assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
+    let sandbox = Sandbox::without_queues(&Servers::shared(), 2);
     let limited = arguments([
         ("x-max-length", AmqpValue::LongInt(1000)),
         ("x-max-priority", AmqpValue::LongInt(5)),
@@ -113,9 +111,8 @@ fn a_retry_queue_with_other_arguments_fails_the_start_with_its_name_and_the_reme
 }
 
 #[test]
-fn another_start_finds_everything_as_it_left_it() {
-    let sandbox = Sandbox::bare(&Servers::shared(), 1);
-    assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
+fn another_start_accepts_everything_as_the_first_left_it() {
+    let sandbox = Sandbox::without_queues(&Servers::shared(), 1);
     for _ in 0..2 {
         let notifier = sandbox.notifier().start();
         wait_until(SOON, "both lanes are consumed", || {
@@ -127,7 +124,7 @@ fn another_start_finds_everything_as_it_left_it() {
 }
 
 #[test]
-fn a_wait_queue_that_somebody_deletes_costs_no_retry() {
+fn a_deleted_wait_queue_costs_no_retry() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.attempt {
         1 => Reply::Status(500),
@@ -157,9 +154,8 @@ fn a_wait_queue_that_somebody_deletes_costs_no_retry() {
 }
 
 #[test]
-fn a_message_that_came_back_often_gets_a_new_life_before_a_delivery_limit_can_drop_it() {
-    let sandbox = Sandbox::bare(&Servers::shared(), 1);
-    assert_eq!(sandbox.command(&["migrate"]).code, Some(0));
+fn a_message_that_was_returned_often_is_renewed_before_a_delivery_limit_can_drop_it() {
+    let sandbox = Sandbox::without_queues(&Servers::shared(), 1);
     // At its limit of 5 this queue drops a message, since it has no dead-letter exchange.
     let limited =
         arguments([("x-queue-type", text("quorum")), ("x-delivery-limit", AmqpValue::LongInt(5))]);

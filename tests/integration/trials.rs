@@ -31,7 +31,7 @@ fn table(sandbox: &Sandbox) -> Vec<String> {
 }
 
 #[test]
-fn the_request_is_a_deliverys_and_is_shown_as_it_was_sent_but_for_secrets() {
+fn the_request_is_that_of_a_delivery_and_is_shown_as_sent_except_for_secrets() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| {
         // It returns what it received.
@@ -81,14 +81,14 @@ fn the_request_is_a_deliverys_and_is_shown_as_it_was_sent_but_for_secrets() {
 }
 
 #[test]
-fn a_failure_is_told_with_its_reason_and_a_remedy_and_changes_nothing() {
+fn a_failure_is_reported_with_its_reason_and_a_remedy_and_changes_nothing() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.path.as_str() {
         "/hang" => Reply::Hang,
         "/302" => Reply::WithHeaders(302, vec![("location", format!("/else?token={MARK}"))]),
         status => Reply::Status(status[1..].parse().expect("a status")),
     });
-    for (url, reason, says) in [
+    for (url, reason, expected) in [
         (receiver.url("/500"), "status_5xx", "would be tried again"),
         (receiver.url("/401"), "status_4xx", "headers and secret"),
         (receiver.url("/302"), "status_3xx", "redirects are not followed"),
@@ -105,7 +105,7 @@ fn a_failure_is_told_with_its_reason_and_a_remedy_and_changes_nothing() {
         let finished = test(&sandbox, &webhook.to_string(), &[]);
         assert_eq!(finished.code, Some(1), "{url}: {finished:?}");
         assert!(finished.stderr.contains(&format!(", {reason}: ")), "{url}: {finished:?}");
-        assert!(finished.stderr.contains(says), "{url}: {finished:?}");
+        assert!(finished.stderr.contains(expected), "{url}: {finished:?}");
         let as_json = test(&sandbox, &webhook.to_string(), &["--json"]);
         let seen = commands::json(&as_json.stdout);
         assert_eq!(as_json.code, Some(1), "{url}: {as_json:?}");
@@ -113,13 +113,13 @@ fn a_failure_is_told_with_its_reason_and_a_remedy_and_changes_nothing() {
         assert_eq!(seen["request"].is_null(), reason == "rejected", "{url}: {seen}");
         assert_eq!(table(&sandbox), before, "{url}");
     }
-    let nobody = test(&sandbox, &Uuid::new_v4().to_string(), &[]);
-    assert_eq!(nobody.code, Some(1), "{nobody:?}");
-    assert!(nobody.stderr.contains("no webhook has the id"), "{nobody:?}");
+    let unknown = test(&sandbox, &Uuid::new_v4().to_string(), &[]);
+    assert_eq!(unknown.code, Some(1), "{unknown:?}");
+    assert!(unknown.stderr.contains("no webhook has the id"), "{unknown:?}");
 }
 
 #[test]
-fn a_disabled_webhook_can_be_tested_with_a_body_of_ones_own() {
+fn a_disabled_webhook_can_be_tested_and_with_a_body_from_a_file() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let id = sandbox.webhook(&receiver.url("/"), &["*"]).to_string();

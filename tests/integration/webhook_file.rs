@@ -1,4 +1,7 @@
-//! Webhooks as a file: what `webhooks export` writes, and what `webhooks apply` does with it.
+//! Webhooks as a file: what `webhooks apply` does with it.
+
+mod concurrent;
+mod export;
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,10 +12,10 @@ use serde_json::{Value, json as literal};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::backlog_table::Waiting;
+use crate::backlog_commands::Waiting;
 use crate::commands::{json, succeed};
 use crate::harness::{
-    Event, Receiver, SOON, Sandbox, notifier::binary, process::Finished, wait_for, wait_until,
+    Event, Receiver, SOON, Sandbox, notifier::binary, process::Finished, wait_for,
 };
 use crate::signatures::verify;
 
@@ -69,7 +72,7 @@ impl Declared {
     }
 }
 
-/// The whole table, with what shows that a row was touched.
+/// All rows, with the transaction that wrote each: it shows whether a row was touched.
 fn rows(sandbox: &Sandbox) -> Vec<String> {
     let all = "SELECT xmin::text || ' ' || webhooks::text FROM webhooks ORDER BY created_at, id";
     sandbox.database.query(all, &[]).iter().map(|row| row.get(0)).collect()
@@ -85,7 +88,7 @@ fn row(sandbox: &Sandbox, url: &str) -> Value {
 }
 
 #[test]
-fn what_a_file_declares_is_added_changed_and_removed_and_the_second_time_nothing() {
+fn a_file_adds_changes_and_removes_webhooks_and_the_second_time_nothing() {
     let sandbox = Sandbox::new();
     let file = Declared::new(&format!(
         "# of the team\n\
@@ -112,12 +115,12 @@ fn what_a_file_declares_is_added_changed_and_removed_and_the_second_time_nothing
     assert!(planned.ends_with("2 to add, 0 unchanged; nothing was changed"), "{planned}");
     assert!(rows(&sandbox).is_empty());
 
-    let said = file.apply(&sandbox, &[]);
-    assert!(said.contains("\n2 added, 0 unchanged\n"), "{said}");
-    assert!(said.contains("1 new webhook was given a secret, which is not shown"), "{said}");
-    assert!(!said.contains(MARK) && !said.contains("whsec_"), "{said}");
+    let output = file.apply(&sandbox, &[]);
+    assert!(output.contains("\n2 added, 0 unchanged\n"), "{output}");
+    assert!(output.contains("1 new webhook was given a secret, which is not shown"), "{output}");
+    assert!(!output.contains(MARK) && !output.contains("whsec_"), "{output}");
     for part in ["+ ", "https://example.org/all?***", "authorization: ***", "user.* order.paid"] {
-        assert!(said.contains(part), "no {part} in {said}");
+        assert!(output.contains(part), "no {part} in {output}");
     }
     let all = row(&sandbox, &format!("https://example.org/all?token={MARK}"));
     let expected = literal!({
@@ -141,8 +144,8 @@ fn what_a_file_declares_is_added_changed_and_removed_and_the_second_time_nothing
     assert_eq!(listed[1]["post_url"], "https://example.org/off");
 
     let before = rows(&sandbox);
-    let said = file.apply(&sandbox, &["--prune"]);
-    assert_eq!(said, "nothing to change: 2 webhooks are as the file says");
+    let output = file.apply(&sandbox, &["--prune"]);
+    assert_eq!(output, "nothing to change: 2 webhooks are as the file says");
     assert_eq!(rows(&sandbox), before);
 
     // A setting that is missing is unset, and the others are unchanged.
@@ -154,137 +157,36 @@ fn what_a_file_declares_is_added_changed_and_removed_and_the_second_time_nothing
          timeout_ms = 1000\n\
          disabled = false\n",
     );
-    let said = file.apply(&sandbox, &[]);
+    let output = file.apply(&sandbox, &[]);
     for part in
         ["~ ", "events           * -> order.paid", "timeout_ms       none -> 1000", "1 changed"]
     {
-        assert!(said.contains(part), "no {part:?} in {said}");
+        assert!(output.contains(part), "no {part:?} in {output}");
     }
-    assert!(said.contains("disabled         yes: moved -> none"), "{said}");
+    assert!(output.contains("disabled         yes: moved -> none"), "{output}");
     assert!(
-        said.contains("1 webhook of the table is not in the file, and stays (--prune removes it)"),
-        "{said}"
+        output
+            .contains("1 webhook of the table is not in the file, and stays (--prune removes it)"),
+        "{output}"
     );
     let now = row(&sandbox, "https://example.org/off");
     assert_eq!((&now["id"], &now["secret"]), (&off["id"], &off["secret"]));
     assert_eq!((&now["disabled_at"], &now["disabled_reason"]), (&Value::Null, &Value::Null));
     assert_eq!(rows(&sandbox)[0], before[0]);
-    let said = file.apply(&sandbox, &["--prune"]);
-    assert!(said.starts_with("- ") && said.contains("1 removed, 1 unchanged"), "{said}");
-    assert!(!said.contains(MARK), "{said}");
+    let output = file.apply(&sandbox, &["--prune"]);
+    assert!(output.starts_with("- ") && output.contains("1 removed, 1 unchanged"), "{output}");
+    assert!(!output.contains(MARK), "{output}");
     assert_eq!(rows(&sandbox).len(), 1);
-    let said = json(&file.apply(&sandbox, &["--prune", "--json"]));
+    let output = json(&file.apply(&sandbox, &["--prune", "--json"]));
     let expected = literal!({
         "dry_run": false, "added": [], "changed": [], "removed": [], "unchanged": 1, "not_in_file": 0,
         "warnings": [],
     });
-    assert_eq!(said, expected);
+    assert_eq!(output, expected);
 }
 
 #[test]
-fn an_export_has_no_secrets_and_changes_nothing_when_it_is_applied() {
-    let sandbox = Sandbox::new();
-    // Whatever somebody has written by SQL.
-    let odd =
-        sandbox.webhook(&format!("https://u:{MARK}@example.org/"), &["a*", "order.\u{202e}paid"]);
-    let full = sandbox.webhook(&format!("https://example.org/?{MARK}"), &["*"]);
-    let twin = sandbox.webhook(&format!("https://example.org/?{MARK}"), &["*"]);
-    sandbox.database.execute(
-        "UPDATE webhooks SET headers = jsonb_build_object('x-token', $2::text), timeout_ms = 0,
-             rate_per_second = 1e-7, description = E'two\\nlines \"quoted\" \\\\ é', account = ' a ',
-             secret = $3, paused_at = now(), disabled_at = now(), disabled_reason = 'status 410'
-         WHERE id = $1",
-        &[&full, &MARK, &SECRET],
-    );
-    let before = rows(&sandbox);
-    for options in [&["webhooks", "export"][..], &["webhooks", "export", "--json"]] {
-        let exported = succeed(&sandbox, options);
-        assert!(!exported.contains(MARK) && !exported.contains("whsec_"), "{exported}");
-        assert!(!exported.contains('\u{202e}'), "{exported}");
-        for id in [odd, full, twin] {
-            assert!(exported.contains(&id.to_string()), "{exported}");
-        }
-        let file = Declared::new(&exported);
-        for prune in [&[][..], &["--prune"]] {
-            let said = file.apply(&sandbox, prune);
-            assert_eq!(said, "nothing to change: 3 webhooks are as the file says");
-        }
-        let said = sandbox.launch(&["webhooks", "apply", "-"]).reading(&exported);
-        assert!(said.stdout.starts_with("nothing to change"), "{said:?}");
-        assert_eq!(rows(&sandbox), before);
-    }
-
-    // With its secrets it creates the same elsewhere. (Two of its values can only be written by SQL.)
-    sandbox.database.run_script(
-        "UPDATE webhooks SET post_url = 'https://example.org/odd', events = '{order.paid}'
-             WHERE post_url LIKE '%@%';
-         UPDATE webhooks SET timeout_ms = 7, rate_per_second = 0.25 WHERE timeout_ms = 0",
-    );
-    let of = |column: &str| {
-        let all =
-            format!("SELECT coalesce(({column})::text, '') FROM webhooks ORDER BY created_at, id");
-        sandbox.database.query(&all, &[]).iter().map(|row| row.get(0)).collect::<Vec<String>>()
-    };
-    let columns =
-        "(id, post_url, events, headers, timeout_ms, rate_per_second, description, account,
-                    paused_at IS NULL, disabled_at IS NULL, disabled_reason)";
-    let (before, secrets) = (of(columns), of("secret"));
-    for options in
-        [&["webhooks", "export", "--reveal"][..], &["webhooks", "export", "--reveal", "--json"]]
-    {
-        let exported = succeed(&sandbox, options);
-        assert!(exported.contains(MARK) && exported.contains(SECRET), "{exported}");
-        sandbox.database.execute("DELETE FROM webhooks", &[]);
-        let file = Declared::new(&exported);
-        let finished = file.command(&sandbox, &[]);
-        assert_eq!(finished.code, Some(0), "{finished:?}");
-        assert!(finished.stdout.contains("3 added"), "{finished:?}");
-        assert_eq!(of(columns), before);
-        assert_eq!(of("secret")[1], secrets[1]);
-    }
-}
-
-#[test]
-fn what_a_file_cannot_say_is_left_out_named_and_not_removed() {
-    let sandbox = Sandbox::new();
-    let sound = sandbox.webhook("https://example.org/", &["*"]);
-    let headers = sandbox.webhook("https://example.org/headers", &["*"]);
-    let long = sandbox.webhook("https://example.org/long", &["*"]);
-    let set = |id, change: &str| {
-        sandbox.database.execute(&format!("UPDATE webhooks SET {change} WHERE id = $1"), &[&id]);
-    };
-    set(headers, "headers = '[\"s3cret-T0ken\"]'");
-    set(long, "description = repeat('x', 20000)");
-    let finished = sandbox.command(&["webhooks", "export"]);
-    assert_eq!(finished.code, Some(1), "{finished:?}");
-    for part in [
-        &format!("{headers} is left out: its headers"),
-        &format!("{long} is left out: its description"),
-    ] {
-        assert!(finished.stderr.contains(part), "no {part} in {finished:?}");
-    }
-    assert!(finished.stdout.contains(&sound.to_string()), "{finished:?}");
-    assert!(!format!("{finished:?}").contains(MARK), "{finished:?}");
-    let file = Declared::new(&finished.stdout);
-    let finished = file.command(&sandbox, &["--prune"]);
-    assert_eq!(finished.code, Some(0), "{finished:?}");
-    assert!(
-        finished.stderr.contains(&format!("{long} stays: it can't be described")),
-        "{finished:?}"
-    );
-    assert_eq!(rows(&sandbox).len(), 3);
-    // But a file can correct it.
-    file.write(
-        "webhooks.toml",
-        &format!("[[webhooks]]\nid = \"{headers}\"\npost_url = \"https://example.org/new\"\nevents = [\"a\"]\n"),
-    );
-    file.apply(&sandbox, &[]);
-    let exported = sandbox.command(&["webhooks", "export"]);
-    assert!(exported.stdout.contains("https://example.org/new"), "{exported:?}");
-}
-
-#[test]
-fn all_errors_of_a_file_are_told_with_their_lines_and_it_changes_nothing() {
+fn all_errors_of_a_file_are_reported_with_their_lines_and_nothing_is_changed() {
     let sandbox = Sandbox::new();
     let has = sandbox.webhook("https://example.org/", &["*"]);
     let file = Declared::new(&format!(
@@ -310,8 +212,8 @@ fn all_errors_of_a_file_are_told_with_their_lines_and_it_changes_nothing() {
          [webhook]\n\
          post_url = \"https://example.org/\"\n"
     ));
-    let said = file.refused(&sandbox, &["--prune"]);
-    let lines: Vec<_> = said.lines().collect();
+    let output = file.refused(&sandbox, &["--prune"]);
+    let lines: Vec<_> = output.lines().collect();
     for (line, parts) in [
         (6, &["\"url\": there is no such key: is it `post_url`?"][..]),
         (5, &["post_url: missing"]),
@@ -330,29 +232,29 @@ fn all_errors_of_a_file_are_told_with_their_lines_and_it_changes_nothing() {
         let start = format!("webhooks.toml:{line}: ");
         let is_told =
             |told: &&&str| told.contains(&start) && parts.iter().all(|part| told.contains(part));
-        assert!(lines.iter().any(|told| is_told(&told)), "no {start} {parts:?} in {said}");
+        assert!(lines.iter().any(|told| is_told(&told)), "no {start} {parts:?} in {output}");
     }
-    assert_eq!(lines.len(), 14, "{said}");
-    assert!(!said.contains(MARK), "{said}");
+    assert_eq!(lines.len(), 14, "{output}");
+    assert!(!output.contains(MARK), "{output}");
 
-    for (text, says) in [
+    for (text, reason) in [
         ("[[webhooks]]\npost_url = \"https://s3cret-T0ken\nevents = [\n", "webhooks.toml:2: "),
         ("{\"webhooks\": [\n  {\"secret\": \"s3cret-T0ken\",}]}", "webhooks.toml:2: "),
         ("", "no `webhooks` in it"),
         ("[\"x\"]", "webhooks.toml:1: "),
     ] {
         file.write("webhooks.toml", text);
-        let said = file.refused(&sandbox, &[]);
-        assert!(said.contains(says) && !said.contains(MARK), "{said}");
+        let output = file.refused(&sandbox, &[]);
+        assert!(output.contains(reason) && !output.contains(MARK), "{output}");
     }
-    // Most likely a mistake, and not meant to remove all.
+    // An empty list is most likely a mistake, and not meant to remove all webhooks.
     file.write("webhooks.toml", "webhooks = []\n");
-    let said = file.refused(&sandbox, &["--prune"]);
-    assert!(said.contains("--prune would remove all 1"), "{said}");
+    let output = file.refused(&sandbox, &["--prune"]);
+    assert!(output.contains("--prune would remove all 1"), "{output}");
     assert!(file.apply(&sandbox, &[]).contains("1 webhook of the table is not in the file"));
-    for (name, says) in [("/nowhere/x.toml", "cannot read"), ("/", "cannot read")] {
+    for (name, reason) in [("/nowhere/x.toml", "cannot read"), ("/", "cannot read")] {
         let finished = sandbox.command(&["webhooks", "apply", name]);
-        assert!(finished.code != Some(0) && finished.stderr.contains(says), "{finished:?}");
+        assert!(finished.code != Some(0) && finished.stderr.contains(reason), "{finished:?}");
     }
 }
 
@@ -365,8 +267,8 @@ fn a_secret_comes_from_the_file_or_stays_and_its_change_leaves_no_gap() {
         |secret: &str| format!("[[webhooks]]\npost_url = \"{url}\"\nevents = [\"*\"]\n{secret}\n");
     let file = Declared::new(&entry("secret_from = \"secret.txt\""));
     file.write("secret.txt", &format!("{SECRET}\n"));
-    let said = file.apply(&sandbox, &[]);
-    assert!(!said.contains("was given a secret"), "{said}");
+    let output = file.apply(&sandbox, &[]);
+    assert!(!output.contains("was given a secret"), "{output}");
     assert_eq!(row(&sandbox, &url)["secret"], SECRET);
     let before = rows(&sandbox);
     for secret in ["", "secret = \"***\"", &format!("secret = \"{SECRET}\"")] {
@@ -375,20 +277,20 @@ fn a_secret_comes_from_the_file_or_stays_and_its_change_leaves_no_gap() {
     }
     assert_eq!(rows(&sandbox), before);
     file.write("webhooks.toml", &entry(&format!("secret = \"{OTHER_SECRET}\"")));
-    let said = file.apply(&sandbox, &[]);
-    assert!(said.contains("secret           *** -> *** (another)"), "{said}");
-    assert!(!said.contains("whsec_"), "{said}");
+    let output = file.apply(&sandbox, &[]);
+    assert!(output.contains("secret           *** -> *** (another)"), "{output}");
+    assert!(!output.contains("whsec_"), "{output}");
     let _notifier = sandbox.notifier().start();
     let event = Event::new("order.paid");
     sandbox.publish(&event);
-    let request = wait_for(SOON, "it comes", || receiver.of("/", &event).pop());
+    let request = wait_for(SOON, "it arrives", || receiver.of("/", &event).pop());
     verify(OTHER_SECRET, &request).expect("the new one");
     verify(SECRET, &request).expect("and the old one, for a day");
     assert!(file.apply(&sandbox, &[]).starts_with("nothing to change"));
 }
 
 #[test]
-fn how_many_deliveries_are_dropped_with_those_that_go_is_told() {
+fn applying_a_file_says_how_many_waiting_deliveries_are_dropped() {
     let sandbox = Sandbox::new();
     let gone = sandbox.webhook("http://127.0.0.1:9/gone", &["*"]);
     let off = sandbox.webhook("http://127.0.0.1:9/off", &["*"]);
@@ -398,96 +300,26 @@ fn how_many_deliveries_are_dropped_with_those_that_go_is_told() {
     let file = Declared::new(&format!(
         "[[webhooks]]\nid = \"{off}\"\npost_url = \"http://127.0.0.1:9/off\"\nevents = [\"*\"]\ndisabled = true\n"
     ));
-    let said = file.apply(&sandbox, &["--prune", "--dry-run"]);
+    let output = file.apply(&sandbox, &["--prune", "--dry-run"]);
     for part in [
         "2 deliveries wait in its backlogs, and would be dropped",
         "3 deliveries wait in its backlogs, and would be dropped",
         "all together: 5 deliveries wait in their backlogs, and would be dropped",
         "1 to change, 2 to remove, 0 unchanged; nothing was changed",
     ] {
-        assert!(said.contains(part), "no {part} in {said}");
+        assert!(output.contains(part), "no {part} in {output}");
     }
-    let said = json(&file.apply(&sandbox, &["--prune", "--json"]));
-    assert_eq!(said["changed"][0]["backlogs"][0]["waiting"], 2, "{said}");
-    let removed = said["removed"].as_array().expect("a list");
-    let of = |id: Uuid| removed.iter().find(|it| it["id"] == id.to_string()).expect("it is told");
-    assert_eq!(of(gone)["backlogs"][0]["waiting"], 3, "{said}");
+    let output = json(&file.apply(&sandbox, &["--prune", "--json"]));
+    assert_eq!(output["changed"][0]["backlogs"][0]["waiting"], 2, "{output}");
+    let removed = output["removed"].as_array().expect("a list");
+    let of =
+        |id: Uuid| removed.iter().find(|it| it["id"] == id.to_string()).expect("it is reported");
+    assert_eq!(of(gone)["backlogs"][0]["waiting"], 3, "{output}");
     assert_eq!(rows(&sandbox).len(), 1);
 }
 
 #[test]
-fn of_two_that_apply_the_same_file_at_once_one_registers_what_is_new() {
-    let sandbox = Sandbox::new();
-    let file = Declared::new(
-        "[[webhooks]]\npost_url = \"https://example.org/in\"\nevents = [\"user.*\"]\n",
-    );
-    let path = file.path("webhooks.toml");
-    let apply = || sandbox.launch(&["webhooks", "apply", path.to_str().expect("plain")]).spawn();
-    let all: Vec<_> = (0..4).map(|_| apply()).collect();
-    let finished: Vec<_> = all.into_iter().map(|one| one.finish(SOON)).collect();
-    let added = finished.iter().filter(|one| one.stdout.contains("1 added")).count();
-    assert_eq!(added, 1, "{finished:?}");
-    // Those that read the table before the webhook was added say so.
-    for one in finished.iter().filter(|one| one.code != Some(0)) {
-        assert!(one.stderr.contains("run the command again"), "{one:?}");
-    }
-    assert_eq!(sandbox.database.query("SELECT 1 FROM webhooks", &[]).len(), 1);
-    assert!(file.apply(&sandbox, &[]).contains("nothing to change"));
-}
-
-#[test]
-fn what_somebody_else_changes_meanwhile_is_not_overwritten() {
-    let sandbox = Sandbox::new();
-    let ids: Vec<_> =
-        (0..3).map(|n| sandbox.webhook(&format!("http://a.example/{n}"), &["*"])).collect();
-    let exported = succeed(&sandbox, &["webhooks", "export"]);
-    let file = Declared::new(&exported.replace("events = [\"*\"]", "events = [\"order.paid\"]"));
-    // It has read the rows when it waits for this lock.
-    let mut other =
-        postgres::Client::connect(sandbox.database.url(), postgres::NoTls).expect("it answers");
-    let path = file.path("webhooks.toml");
-    let arguments = ["webhooks", "apply", path.to_str().expect("a plain name")];
-    let mut held = other.transaction().expect("it answers");
-    held.execute("UPDATE webhooks SET account = 'theirs' WHERE id = $1", &[&ids[2]])
-        .expect("it is there");
-    let process = sandbox.launch(&arguments).spawn();
-    wait_until(SOON, "it waits for the row", || {
-        let waiting =
-            "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'webhooks'::regclass";
-        !sandbox.database.query(waiting, &[]).is_empty()
-    });
-    held.commit().expect("it answers");
-    let finished = process.finish(SOON);
-    assert_eq!(finished.code, Some(1), "{finished:?}");
-    let says = format!(
-        "nothing was changed: somebody else has changed {} meanwhile; run the command again",
-        ids[2]
-    );
-    assert!(finished.stderr.contains(&says), "{finished:?}");
-    let events = "SELECT DISTINCT events::text FROM webhooks";
-    let events: Vec<String> =
-        sandbox.database.query(events, &[]).iter().map(|row| row.get(0)).collect();
-    assert_eq!(events, ["{*}"], "not the others either");
-    let said = file.apply(&sandbox, &[]);
-    assert!(
-        said.contains("account          theirs -> none") && said.contains("3 changed"),
-        "{said}"
-    );
-
-    // A locked table causes an error, and nothing else.
-    let mut held = other.transaction().expect("it answers");
-    held.batch_execute("LOCK TABLE webhooks IN SHARE MODE").expect("it answers");
-    file.write("webhooks.toml", &exported);
-    let finished = file.command(&sandbox, &[]);
-    assert_eq!(finished.code, Some(1), "{finished:?}");
-    assert!(
-        finished.stderr.contains("nothing was changed: ") && finished.stderr.contains("locked"),
-        "{finished:?}"
-    );
-}
-
-#[test]
-fn nobody_reads_what_changes_and_it_is_changed_all_the_same() {
+fn webhooks_are_changed_even_if_nobody_reads_the_output() {
     let sandbox = Sandbox::new();
     let entry =
         |n| format!("[[webhooks]]\npost_url = \"http://a.example/{n}\"\nevents = [\"*\"]\n");
@@ -508,7 +340,7 @@ fn nobody_reads_what_changes_and_it_is_changed_all_the_same() {
 }
 
 #[test]
-fn ten_thousand_are_applied_and_then_there_is_nothing_to_change() {
+fn ten_thousand_webhooks_are_applied_and_then_there_is_nothing_to_change() {
     let sandbox = Sandbox::new();
     let entry = |n: usize| {
         format!(
@@ -521,20 +353,20 @@ fn ten_thousand_are_applied_and_then_there_is_nothing_to_change() {
     let file = Declared::new(&(0..count).map(entry).collect::<String>());
     let timed = |options: &[&str]| {
         let began = Instant::now();
-        let said = file.apply(&sandbox, options);
-        (began.elapsed(), said)
+        let output = file.apply(&sandbox, options);
+        (began.elapsed(), output)
     };
-    // Names that can't be resolved are looked up for three seconds at most.
-    let (took, said) = timed(&[]);
-    assert!(said.contains("10,000 added, 0 unchanged"), "{}", &said[said.len() - 300..]);
-    assert!(took < Duration::from_secs(60), "{took:?}");
+    // Hosts are looked up for three seconds at most, even if none of them resolves.
+    let (first, output) = timed(&[]);
+    assert!(output.contains("10,000 added, 0 unchanged"), "{}", &output[output.len() - 300..]);
+    assert!(first < Duration::from_secs(60), "{first:?}");
     let before = rows(&sandbox);
-    let (again, said) = timed(&["--prune"]);
-    assert_eq!(said, "nothing to change: 10,000 webhooks are as the file says");
+    let (again, output) = timed(&["--prune"]);
+    assert_eq!(output, "nothing to change: 10,000 webhooks are as the file says");
     assert!(again < Duration::from_secs(60), "{again:?}");
     assert_eq!(rows(&sandbox), before);
     let text = fs::read_to_string(file.path("webhooks.toml")).expect("text");
     file.write("webhooks.toml", &text.replace("\"user.*\"", "\"user.created\""));
-    let (_, said) = timed(&["--json"]);
-    assert_eq!(json(&said)["changed"].as_array().map(Vec::len), Some(count));
+    let (_, output) = timed(&["--json"]);
+    assert_eq!(json(&output)["changed"].as_array().map(Vec::len), Some(count));
 }

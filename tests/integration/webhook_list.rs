@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::{Value, json as literal};
 use uuid::Uuid;
 
-use crate::backlog_table::Waiting;
+use crate::backlog_commands::Waiting;
 use crate::commands::{json, succeed};
 use crate::harness::{
     Event, Receiver, SOON, Sandbox, notifier::binary, process::Finished, wait_until,
@@ -183,7 +183,7 @@ fn on_a_terminal_the_table_fits_and_long_ones_go_through_the_pager() {
 }
 
 #[test]
-fn what_may_be_secret_in_a_url_is_seen_only_on_demand() {
+fn possible_secrets_in_a_url_are_shown_only_on_demand() {
     let sandbox = Sandbox::new();
     let url = format!("https://example.org/in?token={MARK}#{MARK}");
     let added = sandbox.command(&["webhooks", "add", &url, "*", "--json"]);
@@ -246,9 +246,9 @@ fn url_and_events_are_changed_by_set_and_checked_as_by_add() {
     let _notifier = sandbox.notifier().start();
     let event = Event::new("user.created");
     sandbox.publish(&event);
-    wait_until(SOON, "it comes to the new place", || !receiver.of("/new", &event).is_empty());
+    wait_until(SOON, "the new URL receives it", || !receiver.of("/new", &event).is_empty());
 
-    for (arguments, says) in [
+    for (arguments, reason) in [
         (&["--url", "ftp://example.org/"][..], "needs http"),
         (&["--url", "https://u:s3cret-T0ken@example.org/"], "user name or password"),
         (&["--event", "*.created"], "matches nothing"),
@@ -257,7 +257,10 @@ fn url_and_events_are_changed_by_set_and_checked_as_by_add() {
     ] {
         let finished = set(arguments);
         assert_eq!(finished.code, Some(1), "{finished:?}");
-        assert!(finished.stderr.contains(says) && !finished.stderr.contains(MARK), "{finished:?}");
+        assert!(
+            finished.stderr.contains(reason) && !finished.stderr.contains(MARK),
+            "{finished:?}"
+        );
     }
     let finished = set(&["--url", "http://10.1.2.3/", "--event", "a,b"]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
@@ -284,18 +287,18 @@ fn a_second_webhook_of_the_same_url_and_events_draws_a_warning() {
     };
     let add = |arguments: &[&str]| {
         let finished = sandbox.command(&[&["webhooks", "add"], arguments].concat());
-        let told = warnings(&finished);
-        (finished.stdout.split_whitespace().nth(1).expect("an id").to_owned(), told)
+        let warned = warnings(&finished);
+        (finished.stdout.split_whitespace().nth(1).expect("an id").to_owned(), warned)
     };
-    let (id, told) = add(&["http://127.0.0.1:9/", "order.*"]);
-    assert_eq!(told.len(), 1, "{told:?}");
+    let (id, warned) = add(&["http://127.0.0.1:9/", "order.*"]);
+    assert_eq!(warned.len(), 1, "{warned:?}");
     for part in [&first.to_string(), &id, "both want \"order.paid\"", "twice"] {
-        assert!(told[0].contains(part), "no {part} in {told:?}");
+        assert!(warned[0].contains(part), "no {part} in {warned:?}");
     }
-    let (_, told) = add(&["http://127.0.0.1:9/", "user.created", "--account", "other"]);
+    let (_, warned) = add(&["http://127.0.0.1:9/", "user.created", "--account", "other"]);
     assert!(
-        told.len() == 1 && told[0].contains(&first.to_string()),
-        "not of another account: {told:?}"
+        warned.len() == 1 && warned[0].contains(&first.to_string()),
+        "not of another account: {warned:?}"
     );
     for fine in [&["http://127.0.0.1:9/other", "*"][..], &["http://127.0.0.1:9/", "invoice.*"]] {
         assert_eq!(add(fine).1, Vec::<String>::new(), "{fine:?}");
@@ -317,11 +320,11 @@ fn a_second_webhook_of_the_same_url_and_events_draws_a_warning() {
     std::fs::write(file.path(), entry(one) + &entry(other)).expect("it can be written");
     let apply =
         || sandbox.command(&["webhooks", "apply", file.path().to_str().expect("a plain name")]);
-    let told = warnings(&apply());
+    let warned = warnings(&apply());
     assert!(
-        told.len() == 1
-            && told[0].contains(&one.to_string())
-            && told[0].contains(&other.to_string())
+        warned.len() == 1
+            && warned[0].contains(&one.to_string())
+            && warned[0].contains(&other.to_string())
     );
     assert_eq!(warnings(&apply()), Vec::<String>::new(), "the second time nothing is new");
 }

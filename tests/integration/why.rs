@@ -1,10 +1,10 @@
-//! `why`: what an operator is told about one event, for each possible outcome.
+//! `why`: what an operator learns about one event, for each possible outcome.
 
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::harness::{
-    Event, Notifier, Receiver, Reply, SOON, Sandbox, process::Finished, wait_for,
+    Event, Notifier, Receiver, Reply, SOON, Sandbox, process::Finished, unwrapped, wait_for,
 };
 
 /// A notifier that delivers, waits, dead-letters and drops; its log has everything.
@@ -59,15 +59,14 @@ fn wait_state(sandbox: &Sandbox, event: &str, state: &str, attempts: u64) -> Val
 
 #[track_caller]
 fn expect_parts(text: &str, parts: &[&str]) {
-    // Independent of wrapping.
-    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = unwrapped(text);
     for part in parts {
         assert!(words.contains(part), "no {part:?} in {text}");
     }
 }
 
 #[test]
-fn a_delivered_event_has_its_story_and_needs_nothing() {
+fn a_delivered_event_has_its_history_and_needs_nothing() {
     let sandbox = Sandbox::new();
     let receiver = receiver();
     let once = sandbox.webhook(&receiver.url("/once?token=s3cret"), &["order.*"]).to_string();
@@ -91,9 +90,9 @@ fn a_delivered_event_has_its_story_and_needs_nothing() {
         // What is over has no next attempt.
         assert!(!text.contains("1970"), "{text}");
     }
-    // All that came from PostgreSQL alone.
-    let nobody = Receiver::new().refusing_url().replace("http:", "amqp:");
-    let alone = sandbox.launch(&["why", &event]).env("AMQP_URL", nobody);
+    // All of that is from PostgreSQL alone.
+    let refusing = Receiver::new().refusing_url().replace("http:", "amqp:");
+    let alone = sandbox.launch(&["why", &event]).env("AMQP_URL", refusing);
     let alone = alone.spawn().finish(SOON);
     assert_eq!((alone.code, alone.stderr.as_str()), (Some(0), ""), "{alone:?}");
 }
@@ -110,7 +109,7 @@ fn of_day(at: &Value) -> i64 {
 }
 
 #[test]
-fn a_waiting_event_says_until_when_and_an_overdue_one_what_to_look_at() {
+fn for_a_waiting_event_its_time_is_shown_and_for_an_overdue_one_where_to_look() {
     let sandbox = Sandbox::new();
     let receiver = receiver();
     let never = sandbox.webhook(&receiver.url("/never"), &["order.paid"]);
@@ -137,7 +136,7 @@ fn a_waiting_event_says_until_when_and_an_overdue_one_what_to_look_at() {
 }
 
 #[test]
-fn an_event_in_a_backlog_says_how_many_are_before_it() {
+fn for_an_event_in_a_backlog_the_number_before_it_is_shown() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["order.paid"]);
@@ -204,7 +203,7 @@ fn an_event_in_the_backlog_of_a_webhook_that_is_disabled_or_deleted_is_dropped_w
 }
 
 #[test]
-fn a_dead_event_is_looked_for_where_dead_letters_lie() {
+fn a_dead_event_is_looked_for_in_the_dead_letter_queue() {
     let sandbox = Sandbox::new();
     let good = Receiver::new();
     let forbidden = sandbox.webhook("http://10.1.2.3/", &["order.paid"]);
@@ -217,7 +216,7 @@ fn a_dead_event_is_looked_for_where_dead_letters_lie() {
         (answer["webhooks"][1]["state"] == "delivered").then_some(answer)
     });
 
-    // Those that need attention come first.
+    // Those that need attention are first.
     let case = &answer["webhooks"][0];
     assert_eq!((&case["state"], &case["reason"]), (&"dead".into(), &"rejected".into()), "{answer}");
     assert_eq!(case["dead_letter"]["event_id"], event.as_str(), "{answer}");
@@ -229,12 +228,12 @@ fn a_dead_event_is_looked_for_where_dead_letters_lie() {
     assert!(text.contains(&dead_queue) && !text.contains(&neighbour), "{text}");
     assert_eq!(sandbox.broker.ready(&sandbox.dead_queue()), Some(1), "looking takes nothing");
 
-    let nobody = Receiver::new().refusing_url().replace("http:", "amqp:");
-    let blind = sandbox.launch(&["why", &event]).env("AMQP_URL", nobody).spawn().finish(SOON);
+    let refusing = Receiver::new().refusing_url().replace("http:", "amqp:");
+    let blind = sandbox.launch(&["why", &event]).env("AMQP_URL", refusing).spawn().finish(SOON);
     assert_eq!(blind.code, Some(0), "{blind:?}");
     expect_parts(&blind.stdout, &["whether it still lies in", "is not known", &replay]);
 
-    // Without the log, the dead letter tells.
+    // Without the log, it is in the dead letter.
     sandbox.database.execute("DELETE FROM delivery_attempts", &[]);
     expect_parts(&why(&sandbox, 0, &[&event]), &[&dead_queue, &replay]);
     sandbox.database.execute(
@@ -251,11 +250,11 @@ fn a_dead_event_is_looked_for_where_dead_letters_lie() {
 }
 
 #[test]
-fn what_a_delivery_died_of_says_what_to_do_before_a_replay() {
+fn each_reason_of_death_is_shown_with_what_to_do_before_a_replay() {
     let sandbox = Sandbox::new();
     let id = sandbox.webhook("https://example.org/", &["order.paid"]).to_string();
-    // The log alone tells.
-    let nobody = Receiver::new().refusing_url().replace("http:", "amqp:");
+    // Only the log has it.
+    let refusing = Receiver::new().refusing_url().replace("http:", "amqp:");
     for (reason, to_do) in [
         ("exhausted", "once the receiver works again: `webhook-notifier dead-letters replay"),
         ("rejected", "fix what the error says, then"),
@@ -271,14 +270,15 @@ fn what_a_delivery_died_of_says_what_to_do_before_a_replay() {
              VALUES (now(), 'e-{reason}', 'order.paid', '{id}', 'q', 'failed', 1, 'x', '{reason}')"
         ));
         let event = format!("e-{reason}");
-        let told = sandbox.launch(&["why", &event]).env("AMQP_URL", &nobody).spawn().finish(SOON);
-        assert_eq!(told.code, Some(0), "{told:?}");
-        expect_parts(&told.stdout, &["dead since", reason, to_do]);
+        let output =
+            sandbox.launch(&["why", &event]).env("AMQP_URL", &refusing).spawn().finish(SOON);
+        assert_eq!(output.code, Some(0), "{output:?}");
+        expect_parts(&output.stdout, &["dead since", reason, to_do]);
     }
 }
 
 #[test]
-fn an_unmatched_event_says_who_nearly_wanted_it() {
+fn for_an_unmatched_event_the_webhooks_that_nearly_want_it_are_named() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     sandbox.webhook(&receiver.url("/"), &["Order.*"]);
@@ -293,21 +293,21 @@ fn an_unmatched_event_says_who_nearly_wanted_it() {
     assert_eq!(answer["near"].as_array().map(Vec::len), Some(1), "{answer}");
     let text = why(&sandbox, 0, &[&event]);
     expect_parts(&text, &["no webhook wanted it", "webhooks add", "nearly: `Order.*`"]);
-    let stranger = Uuid::new_v4().to_string();
-    expect_parts(&why(&sandbox, 0, &[&event, "--webhook", &stranger]), &["no webhook has this id"]);
+    let unknown = Uuid::new_v4().to_string();
+    expect_parts(&why(&sandbox, 0, &[&event, "--webhook", &unknown]), &["no webhook has this id"]);
 
     let later = sandbox.webhook(&receiver.url("/"), &["order.paid"]).to_string();
     expect_parts(&why(&sandbox, 0, &[&event]), &[&later, "publish it again"]);
 }
 
 #[test]
-fn an_unknown_event_says_what_that_can_mean_and_fails() {
+fn for_an_unknown_event_the_possible_causes_are_named_and_it_fails() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/"), &["order.*"]).to_string();
     let _notifier = notifier(&sandbox);
-    let asked = ["no-such-event", "--delivery-log", "all"];
-    let text = why(&sandbox, 1, &asked);
+    let arguments = ["no-such-event", "--delivery-log", "all"];
+    let text = why(&sandbox, 1, &arguments);
     let meanings = [
         "and it is in no dead-letter queue",
         "DELIVERY_LOG=all",
@@ -317,9 +317,9 @@ fn an_unknown_event_says_what_that_can_mean_and_fails() {
     ];
     expect_parts(&text, &meanings);
     assert!(!text.contains("first attempt"), "that would be in the log: {text}");
-    let text = why(&sandbox, 1, &[&asked[..], &["--type", "order.paid"]].concat());
+    let text = why(&sandbox, 1, &[&arguments[..], &["--type", "order.paid"]].concat());
     expect_parts(&text, &[&webhook, "wants it by `order.*`", "nothing is logged for it"]);
-    let answer = read(&sandbox.command(&[&["why", "--json"], &asked[..]].concat()));
+    let answer = read(&sandbox.command(&[&["why", "--json"], &arguments[..]].concat()));
     assert_eq!(
         (&answer["known"], answer["may_be"].as_array().map(Vec::len)),
         (&false.into(), Some(3))
@@ -357,7 +357,7 @@ fn the_id_of_a_webhook_is_recognised_and_the_command_for_it_is_said() {
 }
 
 #[test]
-fn where_only_failures_are_logged_a_delivered_event_is_no_failure() {
+fn if_only_failures_are_logged_a_delivered_event_is_no_failure() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/"), &["order.*"]).to_string();
@@ -365,7 +365,7 @@ fn where_only_failures_are_logged_a_delivered_event_is_no_failure() {
     let event = publish(&sandbox, "order.paid");
     receiver.wait_at("/", 1);
     let text = why(&sandbox, 0, &[&event]);
-    let told = [
+    let output = [
         "nothing went wrong with it, as far as is known",
         "DELIVERY_LOG=failures",
         "the log can't tell which",
@@ -375,15 +375,15 @@ fn where_only_failures_are_logged_a_delivered_event_is_no_failure() {
         "its id is another one",
         "DELIVERY_LOG_KEEP",
     ];
-    expect_parts(&text, &told);
+    expect_parts(&text, &output);
     let text = why(&sandbox, 0, &[&event, "--type", "order.paid"]);
     expect_parts(&text, &[&webhook, "wants it by `order.*`", "nothing is logged for it"]);
     let answer = read(&sandbox.command(&["why", &event, "--json"]));
     assert_eq!((&answer["known"], &answer["no_failure"]), (&false.into(), &true.into()));
     assert_eq!(answer["may_be"].as_array().map(Vec::len), Some(5), "{answer}");
     // It isn't known whether it is dead.
-    let nobody = receiver.refusing_url().replace("http:", "amqp:");
-    let blind = sandbox.launch(&["why", &event]).env("AMQP_URL", nobody).spawn().finish(SOON);
+    let refusing = receiver.refusing_url().replace("http:", "amqp:");
+    let blind = sandbox.launch(&["why", &event]).env("AMQP_URL", refusing).spawn().finish(SOON);
     assert_eq!(blind.code, Some(1), "{blind:?}");
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    harness::{SOON, Sandbox, Servers},
+    harness::{SOON, Sandbox, Servers, Signal},
     report::{Report, Target},
     settings::Settings,
 };
@@ -41,7 +41,7 @@ fn measure(sandbox: &Sandbox, report: &mut Report) -> f64 {
     }
     let milliseconds = began.elapsed().as_secs_f64() * 1e3;
     println!("  {milliseconds:.0} ms");
-    process.signal("TERM");
+    process.signal(Signal::TERM);
     let exit = process.wait_exit(SOON);
     if exit.code != Some(0) {
         report.wrong(format!("start: the notifier ended with {:?}", exit.code));

@@ -4,7 +4,7 @@ use super::*;
 use crate::{harness::Proxy, malformed::publish_raw_to};
 
 #[test]
-fn a_header_that_is_no_account_makes_an_event_malformed_whatever_its_body_says() {
+fn an_invalid_account_header_makes_an_event_malformed_whatever_its_body_says() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     webhook(&sandbox, &receiver.url("/a"), &["*"], Some("a"));
@@ -38,15 +38,15 @@ fn a_header_that_is_no_account_makes_an_event_malformed_whatever_its_body_says()
     notifier.wait_metric("webhook_dead_letters_total", &malformed, count as f64);
     let listed = json(&succeed(&sandbox, &["dead-letters", "list", "--each", "--json"]));
     for letter in listed.as_array().expect("a list") {
-        let says = expected[letter["event_id"].as_str().expect("an id")];
+        let reason = expected[letter["event_id"].as_str().expect("an id")];
         let error = letter["last_error"].as_str().expect("a reason");
-        assert!(error.starts_with("the account ") && error.contains(says), "{error}");
+        assert!(error.starts_with("the account ") && error.contains(reason), "{error}");
     }
     // They are still malformed when they return.
     let replayed = succeed(&sandbox, &["dead-letters", "replay"]);
     assert!(replayed.contains(&format!("{count} stay dead, malformed")), "{replayed}");
 
-    // Headers that say nothing leave the account to the body.
+    // With empty headers, the body decides the account.
     let body = |event: Event| event.body(r#"{"account":"a"}"#);
     let unset = [
         of(body(Event::new("order.paid")), AmqpValue::Void),
@@ -75,22 +75,22 @@ fn an_account_counts_however_many_other_headers_there_are() {
         let mut headers = others;
         headers.insert("account".to_owned(), text("a"));
         headers.insert("traceparent".to_owned(), text(trace));
-        // Going by the body, it would be somebody else's.
+        // By its body, it would be another account's.
         sandbox.publish(&Event::new("t").body(r#"{"account":"b"}"#).headers(headers));
     }
     let requests = receiver.wait_at("/a", 2);
     sandbox.wait_drained();
     assert_eq!(receiver.at("/b").len(), 0);
-    // Nor does a trace get lost among many other headers; the log says that some are left out.
+    // Nor does a trace get lost among many other headers; it is logged that some are left out.
     assert!(requests.iter().all(|request| request.header("traceparent") == trace));
     let lines = notifier.stderr();
-    let told = lines.iter().filter(|line| line.contains("headers left out")).count();
-    assert_eq!(told, 2, "{lines:?}");
+    let warnings = lines.iter().filter(|line| line.contains("headers left out")).count();
+    assert_eq!(warnings, 2, "{lines:?}");
     notifier.terminate();
 }
 
 #[test]
-fn an_account_counts_beside_a_header_that_nests_too_deep_and_is_refused_where_it_does_so_itself() {
+fn an_account_counts_beside_a_header_nested_too_deep_and_is_refused_if_nested_itself() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     webhook(&sandbox, &receiver.url("/a"), &["*"], Some("a"));
@@ -99,7 +99,7 @@ fn an_account_counts_beside_a_header_that_nests_too_deep_and_is_refused_where_it
     let nested = (0..40).fold(AmqpValue::Void, |inner, _| {
         AmqpValue::FieldTable(FieldTable::from([("k".to_owned(), inner)]))
     });
-    // Going by the body, it would be somebody else's.
+    // By its body, it would be another account's.
     let event = |headers: FieldTable| Event::new("t").body(r#"{"account":"b"}"#).headers(headers);
     for other in ["_", "z"] {
         let headers = [(other.to_owned(), nested.clone()), ("account".to_owned(), text("a"))];
@@ -158,7 +158,7 @@ const ROWS: [(&str, &str); 10] = [
 ];
 
 #[test]
-fn what_stands_in_the_column_is_an_account_or_makes_its_own_webhook_unusable() {
+fn an_invalid_account_in_the_table_makes_only_its_own_webhook_unusable() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let mut ids = Vec::new();
@@ -210,7 +210,7 @@ fn what_stands_in_the_column_is_an_account_or_makes_its_own_webhook_unusable() {
 }
 
 #[test]
-fn a_column_of_numbers_works_and_a_collation_that_ignores_case_does_not_count() {
+fn a_column_of_numbers_works_and_a_collation_that_ignores_case_has_no_effect() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let id = webhook(&sandbox, &receiver.url("/own"), &["*"], Some("7"));
@@ -248,7 +248,7 @@ fn a_column_of_numbers_works_and_a_collation_that_ignores_case_does_not_count() 
 }
 
 #[test]
-fn while_postgres_is_away_accounts_decide_as_before() {
+fn while_postgresql_is_away_accounts_decide_as_before() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     for account in [Some("a"), Some("b"), None] {
@@ -264,9 +264,11 @@ fn while_postgres_is_away_accounts_decide_as_before() {
     receiver.wait_at("/all", 1);
 
     proxy.refuse();
-    wait_until(SOON, "it is away", || notifier.metric("webhook_database_up", &[]) == 0.0);
+    wait_until(SOON, "PostgreSQL counts as unreachable", || {
+        notifier.metric("webhook_database_up", &[]) == 0.0
+    });
     // Known are the type, that `a` and `b` have webhooks for it, and the webhooks of `a`.
-    for owner in ["a", "stranger"] {
+    for owner in ["a", "unknown"] {
         sandbox.publish(&of(Event::new("t"), text(owner)));
     }
     sandbox.publish(&Event::new("t"));
@@ -274,13 +276,13 @@ fn while_postgres_is_away_accounts_decide_as_before() {
     receiver.wait_at("/a", 2);
     let of_b = of(Event::new("t"), text("b"));
     sandbox.publish(&of_b);
-    // It waits, and isn't sent to anyone without those that only PostgreSQL knows.
+    // It waits: it isn't sent to some of its webhooks while others are known only to PostgreSQL.
     wait_until(SOON, "it waits", || {
         notifier.stderr().iter().any(|line| line.contains("lane interrupted"))
     });
     assert_eq!(receiver.requests().len(), 6);
     proxy.thaw();
-    wait_until(LATER, "it has come", || {
+    wait_until(LATER, "it arrives", || {
         !receiver.of("/b", &of_b).is_empty() && !receiver.of("/all", &of_b).is_empty()
     });
     sandbox.wait_drained();

@@ -81,7 +81,7 @@ impl Scene {
 }
 
 #[test]
-fn what_waits_for_a_free_place_is_held_to_the_account_that_its_webhook_has_then() {
+fn a_delivery_that_waited_for_capacity_obeys_the_present_account_of_its_webhook() {
     let scene = Scene::begin("");
     scene.change_account();
     scene.release();
@@ -90,7 +90,7 @@ fn what_waits_for_a_free_place_is_held_to_the_account_that_its_webhook_has_then(
 }
 
 #[test]
-fn while_no_change_is_heard_what_has_waited_for_a_place_asks_whose_its_webhook_is() {
+fn without_notifications_a_delivery_that_waited_for_capacity_reads_the_account_again() {
     let scene = Scene::begin("DROP TRIGGER webhooks_updated ON webhooks");
     scene.change_account();
     scene.release();
@@ -99,7 +99,7 @@ fn while_no_change_is_heard_what_has_waited_for_a_place_asks_whose_its_webhook_i
 }
 
 #[test]
-fn what_waited_for_a_webhook_that_has_changed_goes_nowhere_while_postgres_cannot_say_how() {
+fn a_delivery_whose_webhook_has_changed_is_not_sent_while_postgresql_is_away() {
     let scene = Scene::begin("");
     scene.change_account();
     scene.database.refuse();
@@ -108,7 +108,7 @@ fn what_waited_for_a_webhook_that_has_changed_goes_nowhere_while_postgres_cannot
     wait_until(LATER, "it is parked", || {
         scene.notifier.metric("webhook_deliveries_held_total", &held) == 1.0
     });
-    // Nor once PostgreSQL is back, before it has been asked.
+    // Nor once PostgreSQL is back, before the first query.
     scene.database.thaw();
     scene.sandbox.publish(&Event::new("slow"));
     scene.receiver.wait_at_within(LATER, "/slow", 2);

@@ -1,4 +1,4 @@
-//! A receiver that goes away and comes back, and records what it was sent in which order.
+//! A receiver that can change its behaviour, and records which events it got in which order.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -7,13 +7,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::{Event, Receiver, Reply, wait_until};
+use crate::harness::{Event, LATER, Receiver, Reply, wait_until};
 
-/// How it treats a request.
+/// What it does with a request.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Manner {
     /// Answers 200 after this time.
     Takes(Duration),
+    /// Answers 200 once it has another manner.
+    Holds,
     /// Answers with another status, at once.
     Refuses(u16),
 }
@@ -65,13 +67,17 @@ impl Customer {
                 book.most = book.most.max(book.under_way);
                 (book.manner, book.arrivals.len() - 1)
             };
-            if let Manner::Takes(time) = manner {
-                thread::sleep(time);
+            match manner {
+                Manner::Takes(time) => thread::sleep(time),
+                Manner::Holds => wait_until(LATER, "it answers", || {
+                    !matches!(lock(&answering).manner, Manner::Holds)
+                }),
+                Manner::Refuses(_) => {}
             }
             let mut book = lock(&answering);
             book.under_way -= 1;
             match manner {
-                Manner::Takes(_) => {
+                Manner::Takes(_) | Manner::Holds => {
                     book.arrivals[number].accepted_at = Some(Instant::now());
                     Reply::Status(200)
                 }
@@ -85,7 +91,7 @@ impl Customer {
         self.receiver.url("/")
     }
 
-    /// Sets how it treats requests from now on.
+    /// Sets what it does with requests from now on.
     pub(super) fn becomes(&self, manner: Manner) {
         lock(&self.book).manner = manner;
     }
@@ -108,18 +114,18 @@ impl Customer {
         events.iter().filter(|event| accepted.contains_key(&event.id)).count()
     }
 
-    /// The most concurrent requests.
+    /// The most requests under way at a time so far.
     pub(super) fn most(&self) -> usize {
         lock(&self.book).most
     }
 
-    /// Restarts that count with the requests under way.
+    /// Restarts that maximum with the requests that are under way.
     pub(super) fn forget_most(&self) {
         let mut book = lock(&self.book);
         book.most = book.under_way;
     }
 
-    /// By event.
+    /// How often it has accepted each event.
     fn times_accepted(&self) -> HashMap<String, usize> {
         let mut times = HashMap::new();
         for arrival in self.arrivals() {
@@ -147,14 +153,14 @@ impl Customer {
         });
     }
 
-    /// How often it has accepted one of these again.
+    /// How often it has accepted one of these again. Each must have been accepted.
     #[track_caller]
     pub(super) fn repeats(&self, events: &[Event]) -> usize {
         let accepted = self.times_accepted();
         let times = events.iter().map(|event| accepted.get(&event.id).copied().unwrap_or(0));
         let times: Vec<usize> = times.collect();
         let lost = times.iter().filter(|times| **times == 0).count();
-        assert_eq!(lost, 0, "of {} events so many are lost", events.len());
+        assert_eq!(lost, 0, "this many of {} events are lost", events.len());
         times.iter().sum::<usize>() - events.len()
     }
 
@@ -164,9 +170,9 @@ impl Customer {
     }
 
     /// Checks that those of these events that it accepted at their first request were sent in this
-    /// order. A lane's consumers take events in parallel, and so run requests: whenever one is accepted,
-    /// at most `at_once` earlier ones are still under way. Their durations aren't limited: on a busy
-    /// machine many others may overtake one.
+    /// order. A lane's consumers work in parallel: whenever an event is accepted, fewer than `at_once`
+    /// earlier ones may still be under way. These may take any time: on a busy machine one event may be
+    /// overtaken by many others.
     #[track_caller]
     pub(super) fn assert_in_order(&self, events: &[Event], at_once: usize) {
         let numbers: HashMap<&str, usize> =
@@ -190,7 +196,10 @@ impl Customer {
             let place = accepted.partition_point(|other| other < number);
             accepted.insert(place, *number);
             let missing = before - place;
-            assert!(missing < at_once, "{number} came before {missing} of the others: {order:?}");
+            assert!(
+                missing < at_once,
+                "{number} arrived before {missing} of the others: {order:?}"
+            );
         }
     }
 }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::harness::{Event, LATER, Notifier, SOON, Sandbox, wait_until};
 
-/// Enough for two seconds, so that even on a busy machine the end comes in the middle.
+/// They take two seconds, so that even on a busy machine the notifier ends in the middle of them.
 const ALL: usize = 1_500;
 
 struct Stage {
@@ -18,7 +18,7 @@ struct Stage {
     notifier: Notifier,
 }
 
-/// A backlog of `count`, of which at least `arrived` have arrived.
+/// A backlog of `count` events that drains, and of which at least `arrived` have arrived.
 #[track_caller]
 fn draining(count: usize, arrived: usize) -> Stage {
     let sandbox = Sandbox::new();
@@ -34,7 +34,7 @@ fn draining(count: usize, arrived: usize) -> Stage {
 }
 
 #[test]
-fn killed_while_a_backlog_drains_it_loses_nothing_and_repeats_what_was_under_way() {
+fn a_kill_while_a_backlog_drains_loses_nothing_and_repeats_what_was_under_way() {
     let Stage { sandbox, customer, events, notifier } = draining(ALL, 150);
     notifier.kill();
     let accepted = customer.accepted();
@@ -46,11 +46,11 @@ fn killed_while_a_backlog_drains_it_loses_nothing_and_repeats_what_was_under_way
     notifier.terminate();
     sandbox.wait_drained();
     let repeats = customer.repeats(&events);
-    assert!(repeats <= CAPACITY, "{repeats} came again");
+    assert!(repeats <= CAPACITY, "{repeats} events were repeated");
 }
 
 #[test]
-fn shut_down_while_a_backlog_drains_it_ends_soon_and_loses_and_repeats_nothing() {
+fn a_shutdown_while_a_backlog_drains_is_quick_and_loses_and_repeats_nothing() {
     let Stage { sandbox, customer, events, notifier } = draining(ALL, 150);
     let exit = notifier.terminate();
     assert!(exit.took < Duration::from_secs(10), "{exit:?}");
@@ -63,12 +63,12 @@ fn shut_down_while_a_backlog_drains_it_ends_soon_and_loses_and_repeats_nothing()
     notifier.terminate();
     sandbox.wait_drained();
     customer.assert_each_once(&events);
-    // This many may be reordered on the way in, and on the way out.
+    // Up to a capacity may be reordered on the way into the backlog, and again on the way out.
     customer.assert_in_order(&events, 2 * CAPACITY);
 }
 
 #[test]
-fn shut_down_while_heads_are_held_it_ends_soon_and_loses_and_repeats_nothing() {
+fn a_shutdown_while_heads_are_held_is_quick_and_loses_and_repeats_nothing() {
     let sandbox = Sandbox::new();
     let away = Customer::new(Manner::AT_ONCE);
     let paused = Customer::new(Manner::AT_ONCE);
@@ -79,13 +79,15 @@ fn shut_down_while_heads_are_held_it_ends_soon_and_loses_and_repeats_nothing() {
     let mut events = publish(&sandbox, 5);
     away.wait_accepted(SOON, &events);
     away.becomes(Manner::Refuses(503));
-    // A failed attempt waits for a minute.
+    // These wait for a minute.
     let failed = open_breaker(&sandbox, &notifier);
     let before = super::held(&notifier, sandbox.queue());
     events.extend(publish(&sandbox, 50));
     let later: Vec<_> = (0..50).map(|_| Event::new("later")).collect();
     sandbox.broker.publish(sandbox.queue(), &later);
-    wait_until(SOON, "all wait", || super::held(&notifier, sandbox.queue()) >= before + 100.0);
+    wait_until(SOON, "all are held back", || {
+        super::held(&notifier, sandbox.queue()) >= before + 100.0
+    });
 
     let exit = notifier.terminate();
     assert!(exit.took < Duration::from_secs(10), "{exit:?}");

@@ -1,4 +1,4 @@
-//! Two instances share the queues: one of them consumes a backlog, until it stops.
+//! Two instances share the queues. One of them consumes a backlog; if it is killed, the other one does.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ fn probes(notifier: &Notifier) -> f64 {
     notifier.metric("webhook_circuit_breaker_transitions_total", &state)
 }
 
-/// Publishes until one of the two has opened the receiver's breaker.
+/// Publishes events until one of the two instances has opened the receiver's breaker.
 #[track_caller]
 fn open_breaker_of_one(sandbox: &Sandbox, instances: &[Notifier; 2]) -> Vec<Event> {
     let mut published = Vec::new();
@@ -42,7 +42,7 @@ fn of_two_instances_one_probes_a_receiver_that_is_away() {
         instances.iter().all(|notifier| held(notifier, sandbox.queue()) > 0.0)
     });
     publish(&sandbox, 50);
-    // What was under way when the breaker opened has been answered.
+    // Requests that were under way when the breaker opened have been answered.
     let start = [0, 1].map(|n| probes(&instances[n]));
     wait_until(SOON, "it is probed", || [0, 1].iter().any(|n| probes(&instances[*n]) > start[*n]));
     let start = [0, 1].map(|n| probes(&instances[n]));
@@ -57,7 +57,7 @@ fn of_two_instances_one_probes_a_receiver_that_is_away() {
 }
 
 #[test]
-fn when_the_instance_dies_that_consumes_a_backlog_the_other_probes_and_goes_on_at_once() {
+fn if_the_instance_that_consumes_a_backlog_is_killed_the_other_probes_and_continues_at_once() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::Refuses(503));
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -67,27 +67,28 @@ fn when_the_instance_dies_that_consumes_a_backlog_the_other_probes_and_goes_on_a
     let before = held(&first, sandbox.queue());
     let mut waiting = publish(&sandbox, 30);
     wait_until(SOON, "they wait", || held(&first, sandbox.queue()) >= before + 30.0);
-    // The other knows of it before it gets events.
+    // The other instance knows of the backlog before it gets events.
     let mut second = launch().start();
     let line = second.wait_stderr(SOON, "backlog opened");
     assert!(line.contains(&backlog(&sandbox, webhook)), "{line}");
     let requests = customer.requests();
-    // Until the other has got some of them.
-    let got = || held(&second, sandbox.queue());
-    wait_until(SOON, "the other has got some", || {
+    let held_by_second = || held(&second, sandbox.queue());
+    wait_until(SOON, "the other instance has got some events", || {
         waiting.extend(publish(&sandbox, 10));
-        got() > 0.0
+        held_by_second() > 0.0
     });
     let all = before + f64::from(u32::try_from(waiting.len()).expect("few"));
-    wait_until(SOON, "these wait, too", || held(&first, sandbox.queue()) + got() >= all);
-    assert_eq!(customer.requests(), requests, "nobody probes it");
+    wait_until(SOON, "all are held back", || {
+        held(&first, sandbox.queue()) + held_by_second() >= all
+    });
+    assert_eq!(customer.requests(), requests, "no instance probes the receiver");
 
     customer.becomes(Manner::takes(5));
     let died = Instant::now();
     first.kill();
     customer.wait_accepted(SOON, &waiting);
     let took = died.elapsed();
-    assert!(took < Duration::from_secs(15), "all came after {took:?}");
+    assert!(took < Duration::from_secs(15), "all arrived only after {took:?}");
     customer.assert_each_once(&waiting);
     customer.wait_accepted(LATER, &failed);
     second.terminate();
@@ -96,7 +97,7 @@ fn when_the_instance_dies_that_consumes_a_backlog_the_other_probes_and_goes_on_a
 }
 
 #[test]
-fn when_the_instance_dies_that_drains_a_backlog_the_other_goes_on() {
+fn if_the_instance_that_drains_a_backlog_is_killed_the_other_continues() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::takes(50));
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -109,9 +110,9 @@ fn when_the_instance_dies_that_drains_a_backlog_the_other_goes_on() {
     super::pauses::set_paused(&sandbox, webhook, false);
     wait_until(SOON, "it drains", || customer.accepted() >= 150);
     let by = |one: &Notifier| one.metric("webhook_request_success_total", &[]);
-    // An instance with a larger prefetch might find that it is the other one's turn.
+    // Both may have delivered events before: see which one delivers now.
     let start: Vec<f64> = instances.iter().map(by).collect();
-    wait_until(SOON, "one of them goes on", || {
+    wait_until(SOON, "one of them continues", || {
         by(&instances[0]) + by(&instances[1]) > 30.0 + start.iter().sum::<f64>()
     });
     let consuming = usize::from(by(&instances[1]) - start[1] > by(&instances[0]) - start[0]);
@@ -120,7 +121,7 @@ fn when_the_instance_dies_that_drains_a_backlog_the_other_goes_on() {
     let before = customer.accepted();
     assert!(before < 550, "{before} of 600 before the end");
     let died = Instant::now();
-    wait_until(SOON, "the other goes on", || by(&instances[0]) > by_other + 20.0);
+    wait_until(SOON, "the other continues", || by(&instances[0]) > by_other + 20.0);
     assert!(died.elapsed() < Duration::from_secs(10), "after {:?}", died.elapsed());
     customer.wait_accepted(LATER, &events);
     for notifier in instances {
@@ -128,5 +129,5 @@ fn when_the_instance_dies_that_drains_a_backlog_the_other_goes_on() {
     }
     sandbox.wait_drained();
     let repeats = customer.repeats(&events);
-    assert!(repeats <= super::CAPACITY, "{repeats} came again");
+    assert!(repeats <= super::CAPACITY, "{repeats} events were repeated");
 }

@@ -5,11 +5,11 @@ use std::time::Instant;
 use super::{CAPACITY, Customer, Manner, events, held, oldest_parked, publish};
 use crate::harness::{LATER, Receiver, Reply, SOON, Sandbox, wait_until};
 
-/// Requests per second, and how many may follow one another at once after a rest.
+/// Requests per second, and how many may follow one another at once after a pause.
 const RATE: usize = 20;
 
 #[test]
-fn a_rate_is_kept_over_events_backlog_and_retries_and_all_arrive() {
+fn a_rate_holds_for_events_backlog_and_retries_together_and_all_arrive() {
     let sandbox = Sandbox::new();
     // Every fifth event fails once.
     let firsts = std::sync::atomic::AtomicUsize::new(0);
@@ -29,7 +29,7 @@ fn a_rate_is_kept_over_events_backlog_and_retries_and_all_arrive() {
     let began = Instant::now();
     let mut all = publish(&sandbox, 60);
     wait_until(SOON, "some have arrived", || receiver.requests().len() >= 30);
-    // While there is a backlog, and retries come.
+    // While there is a backlog, and retries are due.
     all.extend(publish(&sandbox, 40));
 
     wait_until(LATER, "all arrive", || {
@@ -37,16 +37,16 @@ fn a_rate_is_kept_over_events_backlog_and_retries_and_all_arrive() {
     });
     let requests = receiver.requests();
     assert_eq!(requests.len(), 120);
-    // However late a request arrives, it can't have begun before its time.
+    // However late a request arrives, it must not have begun before its time.
     for (before, request) in requests.iter().enumerate() {
         let earliest = (before + 1).saturating_sub(RATE) as f64 / RATE as f64;
         let at = (request.at - began).as_secs_f64();
-        assert!(at >= earliest, "{before} before it, and it came after {at} s");
+        assert!(at >= earliest, "request {} was made after {at} s", before + 1);
     }
     let retries = notifier.metric("webhook_retries_scheduled_total", &[]);
     assert_eq!(retries, 20.0);
-    assert!(held(&notifier, sandbox.queue()) <= 100.0, "one move each");
-    assert!(held(&notifier, &sandbox.retry_queue()) <= retries, "one move for each retry");
+    assert!(held(&notifier, sandbox.queue()) <= 100.0, "each is moved at most once");
+    assert!(held(&notifier, &sandbox.retry_queue()) <= retries, "each retry at most once");
     assert_eq!(held(&notifier, &format!("{}.backlog", sandbox.queue())), 0.0);
     notifier.terminate();
     sandbox.wait_drained();
@@ -55,14 +55,14 @@ fn a_rate_is_kept_over_events_backlog_and_retries_and_all_arrive() {
     let places: Vec<_> = first.map(place).collect();
     assert_eq!(places.len(), 100);
     for (at, place) in places.iter().enumerate() {
-        // After a stall of the machine, as many requests as were saved up meanwhile are under way at
-        // once.
-        assert!(at.abs_diff(*place) < RATE, "number {place} came as number {at}: {places:?}");
+        // After a stall of the machine, as many requests as were saved up meanwhile are under way
+        // together.
+        assert!(at.abs_diff(*place) < RATE, "event {place} was request {at}: {places:?}");
     }
 }
 
 #[test]
-fn a_receiver_of_one_request_at_a_time_gets_all_in_order_with_one_move_each() {
+fn a_receiver_with_one_request_at_a_time_gets_all_events_in_order_with_one_move_each() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::takes(20));
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -77,7 +77,7 @@ fn a_receiver_of_one_request_at_a_time_gets_all_in_order_with_one_move_each() {
     assert_eq!(customer.most(), 1);
     customer.assert_each_once(&all);
     customer.assert_in_order(&all, CAPACITY);
-    assert!(held(&notifier, sandbox.queue()) <= 120.0, "one move each");
+    assert!(held(&notifier, sandbox.queue()) <= 120.0, "each is moved at most once");
     assert_eq!(notifier.metric("webhook_retries_scheduled_total", &[]), 0.0);
     assert_eq!(oldest_parked(&notifier, &sandbox), 0.0);
     notifier.terminate();
@@ -91,7 +91,8 @@ fn check_two_queues(limit: &str) {
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
     sandbox.database.execute(&format!("UPDATE webhooks SET {limit} WHERE id = $1"), &[&webhook]);
     let notifier = sandbox.notifier().start();
-    // Far more than can be delivered during the test: the first one has a long backlog before the other.
+    // Far more than can be delivered during the test: the first queue has a long backlog when the second gets
+    // its events.
     let first = publish(&sandbox, 400);
     let second = events(400);
     wait_until(SOON, "the first has a backlog", || held(&notifier, sandbox.queue()) >= 50.0);
@@ -101,16 +102,16 @@ fn check_two_queues(limit: &str) {
     let accepted = || [&first, &second].map(|events| customer.accepted_of(events));
     let before = accepted();
     let began = Instant::now();
-    wait_until(SOON, "both go on", || {
+    wait_until(SOON, "both backlogs drain", || {
         let now = accepted();
         now[0] >= before[0] + 10 && now[1] >= before[1] + 10
     });
     let (now, took) = (accepted(), began.elapsed());
     let more = [now[0] - before[0], now[1] - before[1]];
-    // They take turns; on a busy machine one of them may begin late.
+    // They take turns, but on a busy machine one of them may begin late.
     let [fewer, most] = [more[0].min(more[1]), more[0].max(more[1])];
     assert!(most <= 4 * fewer, "{before:?} became {now:?} in {took:?}");
-    assert!(now[0] < 400 && now[1] < 400, "neither was over: {now:?}");
+    assert!(now[0] < 400 && now[1] < 400, "one backlog was empty already: {now:?}");
     customer.assert_in_order(&first, CAPACITY);
     customer.assert_in_order(&second, CAPACITY);
 }
@@ -121,6 +122,6 @@ fn the_backlogs_of_two_queues_share_the_rate_of_their_receiver() {
 }
 
 #[test]
-fn the_backlogs_of_two_queues_take_turns_where_one_request_is_under_way_at_a_time() {
+fn the_backlogs_of_two_queues_take_turns_if_one_request_may_be_under_way() {
     check_two_queues("max_in_flight = 1");
 }

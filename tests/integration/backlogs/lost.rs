@@ -1,4 +1,4 @@
-//! Somebody deletes a backlog's queue, its binding or its row.
+//! A backlog's queue, binding or row is deleted.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ fn lost(notifier: &crate::harness::Notifier) -> f64 {
 }
 
 #[test]
-fn a_backlog_that_somebody_deletes_is_told_and_made_again_and_the_others_go_on() {
+fn a_deleted_backlog_is_reported_and_created_again_and_the_others_continue() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::Refuses(503));
     let other = Customer::new(Manner::takes(20));
@@ -28,7 +28,7 @@ fn a_backlog_that_somebody_deletes_is_told_and_made_again_and_the_others_go_on()
     open_breaker(&sandbox, &notifier);
     let before = held(&notifier, sandbox.queue());
     publish(&sandbox, 20);
-    wait_until(SOON, "they wait", || held(&notifier, sandbox.queue()) >= before + 20.0);
+    wait_until(SOON, "all are held back", || held(&notifier, sandbox.queue()) >= before + 20.0);
     let others: Vec<_> = (0..400).map(|_| Event::new("other")).collect();
     sandbox.broker.publish(sandbox.queue(), &others);
     wait_until(SOON, "the other has a backlog", || other.accepted() >= 50);
@@ -36,13 +36,13 @@ fn a_backlog_that_somebody_deletes_is_told_and_made_again_and_the_others_go_on()
     let queue = backlog(&sandbox, webhook);
     sandbox.broker.delete(&queue).expect("it is there");
     let at_deletion = other.accepted();
-    assert!(at_deletion < 350, "{at_deletion} of 400 were over before");
+    assert!(at_deletion < 350, "{at_deletion} of 400 were delivered before");
     let line = notifier.wait_stderr(SOON, "backlog lost");
     assert!(line.contains("ERROR") && line.contains(&format!("queue={queue}:")), "{line}");
     notifier.wait_metric("webhook_backlogs_lost_total", &[], 1.0);
     let new = publish(&sandbox, 10);
-    wait_until(SOON, "there is another", || sandbox.broker.ready(&queue) > Some(0));
-    wait_until(Duration::from_secs(10), "the other goes on", || {
+    wait_until(SOON, "there is a new backlog", || sandbox.broker.ready(&queue) > Some(0));
+    wait_until(Duration::from_secs(10), "the other backlog drains", || {
         other.accepted() > at_deletion + 20
     });
 
@@ -51,14 +51,14 @@ fn a_backlog_that_somebody_deletes_is_told_and_made_again_and_the_others_go_on()
     other.wait_accepted(SOON, &others);
     assert!(notifier.is_running());
     assert_eq!(lost(&notifier), 1.0);
-    assert_eq!(super::count_lines(&notifier, &["backlog lost"]), 1);
+    assert_eq!(notifier.count_stderr(&["backlog lost"]), 1);
     notifier.terminate();
     customer.assert_each_once(&new);
     other.assert_in_order(&others, super::CAPACITY);
 }
 
 #[test]
-fn a_request_that_was_under_way_when_its_backlog_was_deleted_ends_well() {
+fn a_request_under_way_while_its_backlog_is_deleted_ends_well() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::AT_ONCE);
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -68,7 +68,7 @@ fn a_request_that_was_under_way_when_its_backlog_was_deleted_ends_well() {
     customer.wait_accepted(SOON, &first);
     customer.becomes(Manner::takes(8_000));
     publish(&sandbox, 3);
-    // The first one came from its queue, the second from the backlog.
+    // The first of them was in its queue, the second one in the backlog.
     let queue = backlog(&sandbox, webhook);
     wait_until(SOON, "the head of the backlog is under way, and the last one is there", || {
         customer.requests() == 3 && held(&notifier, sandbox.queue()) >= 2.0
@@ -76,14 +76,14 @@ fn a_request_that_was_under_way_when_its_backlog_was_deleted_ends_well() {
     sandbox.broker.delete(&queue).expect("it is there");
     notifier.wait_stderr(SOON, "backlog lost");
     let new = publish(&sandbox, 3);
-    wait_until(SOON, "there is another", || sandbox.broker.ready(&queue) > Some(0));
-    assert_eq!(customer.accepted(), 2, "that request is under way");
+    wait_until(SOON, "there is a new backlog", || sandbox.broker.ready(&queue) > Some(0));
+    assert_eq!(customer.accepted(), 2, "the request is still under way");
     customer.becomes(Manner::AT_ONCE);
     customer.wait_accepted(SOON, &new);
     let more = publish(&sandbox, 20);
     customer.wait_accepted(SOON, &more);
     assert!(notifier.is_running());
-    assert_eq!(super::count_lines(&notifier, &["panicked"]), 0);
+    assert_eq!(notifier.count_stderr(&["panicked"]), 0);
     notifier.terminate();
     sandbox.wait_drained();
     customer.assert_each_once(&[new, more].concat());
@@ -91,7 +91,7 @@ fn a_request_that_was_under_way_when_its_backlog_was_deleted_ends_well() {
 }
 
 #[test]
-fn what_comes_while_a_binding_is_missing_waits_a_minute_and_the_next_makes_it_again() {
+fn a_delivery_without_a_binding_waits_a_minute_and_the_binding_is_created_again() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::AT_ONCE);
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -106,7 +106,7 @@ fn what_comes_while_a_binding_is_missing_waits_a_minute_and_the_next_makes_it_ag
 
     let returned = publish(&sandbox, 1);
     wait_held(&notifier, &sandbox, 6);
-    assert_eq!(sandbox.broker.ready(&queue), Some(5), "it has not come there");
+    assert_eq!(sandbox.broker.ready(&queue), Some(5), "without a binding it can't get there");
     wait_until(SOON, "it is bound again", || {
         events.extend(publish(&sandbox, 1));
         sandbox.broker.ready(&queue) > Some(5)
@@ -124,7 +124,7 @@ fn what_comes_while_a_binding_is_missing_waits_a_minute_and_the_next_makes_it_ag
 }
 
 #[test]
-fn a_row_that_somebody_deletes_is_written_again() {
+fn a_deleted_row_is_written_again() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::AT_ONCE);
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -133,7 +133,7 @@ fn a_row_that_somebody_deletes_is_written_again() {
     let mut events = publish(&sandbox, 5);
     wait_held(&notifier, &sandbox, 5);
     assert_eq!(sandbox.database.execute("DELETE FROM backlogs", &[]), 1);
-    wait_until(SOON, "it is there again", || sandbox.backlogs() == [backlog(&sandbox, webhook)]);
+    wait_until(SOON, "the row exists again", || sandbox.backlogs() == [backlog(&sandbox, webhook)]);
 
     events.extend(publish(&sandbox, 5));
     wait_held(&notifier, &sandbox, 10);

@@ -1,8 +1,8 @@
-//! A paused webhook gets nothing and loses nothing.
+//! A paused webhook gets no events and loses none.
 
 use uuid::Uuid;
 
-use super::{CAPACITY, Customer, Manner, count_lines, held_because, publish, wait_held};
+use super::{CAPACITY, Customer, Manner, held_because, publish, wait_held};
 use crate::{
     commands::succeed,
     harness::{Event, LATER, Notifier, SOON, Sandbox, holds_for, wait_until},
@@ -38,11 +38,11 @@ pub(super) fn set_paused(sandbox: &Sandbox, webhook: Uuid, is_paused: bool) {
     sandbox.database.execute(sql, &[&webhook]);
 }
 
-/// Publishes one event after another until the notifier has heard of the pause.
+/// Publishes one event after another until the notifier knows of the pause.
 #[track_caller]
 pub(super) fn publish_until_held(sandbox: &Sandbox, notifier: &Notifier) -> Vec<Event> {
     let mut published = Vec::new();
-    wait_until(SOON, "the pause is heard of", || {
+    wait_until(SOON, "the notifier knows of the pause", || {
         published.extend(publish(sandbox, 1));
         held_because(notifier, sandbox.queue(), "paused") >= 1.0
     });
@@ -60,13 +60,13 @@ fn check_pause(by: By, dies_meanwhile: bool) {
 
     by.set(&sandbox, webhook, true);
     events.extend(publish_until_held(&sandbox, &notifier));
-    // Those published since then are held back, and the earlier ones have arrived.
+    // Events published from now on are held back. The earlier ones arrive.
     events.extend(publish(&sandbox, 30));
     let has_all = || {
         let held = super::held(&notifier, sandbox.queue());
         held + customer.accepted() as f64 == events.len() as f64
     };
-    wait_until(SOON, "they wait", has_all);
+    wait_until(SOON, "each has arrived or is held back", has_all);
     let before = customer.requests();
     let quiet = || customer.requests() == before;
     holds_for(Duration::from_millis(500), "nothing is sent", quiet);
@@ -76,7 +76,7 @@ fn check_pause(by: By, dies_meanwhile: bool) {
         notifier = sandbox.notifier().start();
         events.extend(publish(&sandbox, 10));
         wait_held(&notifier, &sandbox, 10);
-        holds_for(Duration::from_millis(1_500), "nothing is sent by the next one", quiet);
+        holds_for(Duration::from_millis(1_500), "nothing is sent after the restart", quiet);
     }
     by.set(&sandbox, webhook, false);
     customer.wait_accepted(SOON, &events);
@@ -91,35 +91,35 @@ fn check_pause(by: By, dies_meanwhile: bool) {
 }
 
 #[test]
-fn a_webhook_that_a_command_pauses_gets_nothing_until_it_is_resumed_and_then_all_in_order() {
+fn a_webhook_paused_by_a_command_gets_nothing_until_it_is_resumed_and_then_all_in_order() {
     check_pause(By::Command, false);
 }
 
 #[test]
-fn a_webhook_that_is_paused_by_sql_gets_nothing_until_it_is_resumed_and_then_all_in_order() {
+fn a_webhook_paused_by_sql_gets_nothing_until_it_is_resumed_and_then_all_in_order() {
     check_pause(By::Sql, false);
 }
 
 #[test]
-fn a_pause_and_what_waits_outlive_the_notifier() {
+fn a_pause_and_the_waiting_deliveries_outlive_the_notifier() {
     check_pause(By::Command, true);
 }
 
 #[test]
-fn a_webhook_that_was_paused_before_the_first_start_gets_all_in_order_once_it_is_resumed() {
+fn a_webhook_paused_before_the_first_start_gets_all_in_order_once_it_is_resumed() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::takes(10));
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
     set_paused(&sandbox, webhook, true);
     let early = publish(&sandbox, 30);
-    // With one consumer, so that the order is strict.
+    // With one consumer, the order is strict.
     let notifier = sandbox.notifier().env("QUEUES", sandbox.one_at_a_time()).start();
     let mut events = [early, publish(&sandbox, 30)].concat();
     wait_held(&notifier, &sandbox, 60);
     assert_eq!(customer.requests(), 0);
 
     set_paused(&sandbox, webhook, false);
-    wait_until(SOON, "they come", || customer.accepted() >= 10);
+    wait_until(SOON, "the first ones arrive", || customer.accepted() >= 10);
     // These queue behind the waiting ones.
     events.extend(publish(&sandbox, 20));
     customer.wait_accepted(SOON, &events);
@@ -132,7 +132,7 @@ fn a_webhook_that_was_paused_before_the_first_start_gets_all_in_order_once_it_is
 }
 
 #[test]
-fn a_webhook_that_is_paused_and_resumed_over_and_over_gets_all() {
+fn a_webhook_paused_and_resumed_over_and_over_gets_all_events() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::takes(5));
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -151,7 +151,7 @@ fn a_webhook_that_is_paused_and_resumed_over_and_over_gets_all() {
 }
 
 #[test]
-fn what_becomes_too_old_while_its_webhook_is_paused_is_dead_within_a_minute_or_so() {
+fn a_delivery_that_becomes_too_old_during_a_pause_is_dead_within_about_a_minute() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::AT_ONCE);
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -165,10 +165,10 @@ fn what_becomes_too_old_while_its_webhook_is_paused_is_dead_within_a_minute_or_s
     wait_held(&notifier, &sandbox, 20);
 
     let expired = [("reason", "expired")];
-    wait_until(LATER, "all die", || {
+    wait_until(LATER, "all are dead", || {
         notifier.metric("webhook_dead_letters_total", &expired) == 20.0
     });
-    assert_eq!(count_lines(&notifier, &["delivery dead", "reason=expired"]), 20);
+    assert_eq!(notifier.count_stderr(&["delivery dead", "reason=expired"]), 20);
     let letters = sandbox.broker.take_all(&sandbox.dead_queue()).expect("it answers");
     let ids: Vec<_> = letters.iter().map(|letter| letter.text("x-event-id")).collect();
     assert_eq!(ids, events.iter().map(|event| event.id.as_str()).collect::<Vec<_>>());

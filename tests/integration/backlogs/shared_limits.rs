@@ -9,8 +9,8 @@ use crate::harness::{
     LATER, Notifier, Proxy, SOON, Sandbox, holds_for, notifier::Launch, wait_for, wait_until,
 };
 
-/// More than it takes until a silent instance counts as dead: five heartbeats of three seconds, and the
-/// one that was under way.
+/// More than the time after which a silent instance counts as dead: five heartbeats of three seconds, and
+/// the one that was under way.
 const EXPIRY: Duration = Duration::from_secs(18);
 
 /// A webhook with this limit, whose receiver answers after `millis` milliseconds.
@@ -21,17 +21,20 @@ fn limited(sandbox: &Sandbox, limit: &str, millis: u64) -> (Customer, Uuid) {
     (customer, webhook)
 }
 
-fn knows(notifier: &Notifier) -> f64 {
+/// How many instances it knows of, including itself.
+fn known_instances(notifier: &Notifier) -> f64 {
     notifier.metric("webhook_instances", &[])
 }
 
 #[track_caller]
 fn wait_all_know(instances: &[Notifier]) {
     let count = instances.len() as f64;
-    wait_until(SOON, "they know each other", || instances.iter().all(|one| knows(one) == count));
+    wait_until(SOON, "they know of each other", || {
+        instances.iter().all(|one| known_instances(one) == count)
+    });
 }
 
-/// Requests take at most a second, so that it is soon known that others have none under way.
+/// Requests take at most a second, so that an instance knows soon that the others have none under way.
 fn launch(sandbox: &Sandbox) -> Launch {
     sandbox.notifier().env("REQUEST_TIMEOUT", "1s")
 }
@@ -55,17 +58,17 @@ fn only_sender(instances: &[Notifier], before: &[f64]) -> Option<usize> {
 }
 
 #[test]
-fn three_instances_have_no_more_under_way_together_than_a_webhook_says_and_as_many() {
+fn three_instances_together_use_all_of_a_webhooks_limit_and_no_more() {
     let sandbox = Sandbox::new();
     let (customer, webhook) = limited(&sandbox, "max_in_flight = 4", 100);
     let instances = start(&sandbox, 3);
     let mut events = publish(&sandbox, 60);
-    wait_until(SOON, "some have come", || customer.accepted() >= 20);
+    wait_until(SOON, "some have arrived", || customer.accepted() >= 20);
     events.extend(publish(&sandbox, 60));
     customer.wait_accepted(SOON, &events);
     assert!((1..=4).contains(&customer.most()), "{} were under way", customer.most());
 
-    // One of them sends all that has to wait, with as many requests at a time as all together may have.
+    // One of them delivers everything that has to wait, and may use the whole limit.
     let before: Vec<f64> = instances.iter().map(delivered).collect();
     customer.forget_most();
     wait_until(SOON, "the whole limit is used", || {
@@ -86,11 +89,11 @@ fn three_instances_have_no_more_under_way_together_than_a_webhook_says_and_as_ma
     sandbox.wait_drained();
     customer.assert_each_once(&events);
     let rows = sandbox.database.query("SELECT FROM notifier_instances", &[]);
-    assert!(rows.is_empty(), "each has taken its entry with it");
+    assert!(rows.is_empty(), "each has deleted its entry");
 }
 
 #[test]
-fn of_three_instances_one_keeps_a_limit_that_is_too_small_for_all_and_nothing_starves() {
+fn a_limit_too_small_for_three_instances_is_kept_by_one_and_nothing_starves() {
     let sandbox = Sandbox::with_queues(2);
     let (customer, _) = limited(&sandbox, "max_in_flight = 1", 20);
     let instances = start(&sandbox, 3);
@@ -100,7 +103,7 @@ fn of_three_instances_one_keeps_a_limit_that_is_too_small_for_all_and_nothing_st
     events.extend(others);
     customer.wait_accepted(SOON, &events);
     assert_eq!(customer.most(), 1);
-    assert!(only_sender(&instances, &[0.0; 3]).is_some(), "of both queues");
+    assert!(only_sender(&instances, &[0.0; 3]).is_some(), "one delivers for both queues");
     let elsewhere = |one: &Notifier| held_because(one, sandbox.queue(), "elsewhere");
     assert!(instances.iter().map(elsewhere).sum::<f64>() >= 1.0);
     for notifier in instances {
@@ -118,15 +121,15 @@ fn three_instances_together_keep_a_rate() {
     let instances = start(&sandbox, 3);
     let began = Instant::now();
     let mut events = publish(&sandbox, 60);
-    wait_until(SOON, "some have come", || customer.accepted() >= 30);
+    wait_until(SOON, "some have arrived", || customer.accepted() >= 30);
     events.extend(publish(&sandbox, 60));
     customer.wait_accepted(LATER, &events);
-    // However late a request arrives, it can't have begun before its time.
+    // However late a request arrives, it must not have begun before its time.
     let requests = customer.receiver.requests();
     for (before, request) in requests.iter().enumerate() {
         let earliest = (before + 1).saturating_sub(RATE) as f64 / RATE as f64;
         let at = (request.at - began).as_secs_f64();
-        assert!(at >= earliest, "{before} before it, and it came after {at} s");
+        assert!(at >= earliest, "request {} was made after {at} s", before + 1);
     }
     for notifier in instances {
         notifier.terminate();
@@ -136,25 +139,25 @@ fn three_instances_together_keep_a_rate() {
 }
 
 #[test]
-fn when_the_instance_is_killed_that_keeps_a_limit_another_has_it_after_a_while() {
+fn if_the_instance_that_keeps_a_limit_is_killed_another_takes_it_over() {
     let sandbox = Sandbox::new();
     let (customer, _) = limited(&sandbox, "max_in_flight = 1", 20);
     let mut instances = start(&sandbox, 3);
     let first = publish(&sandbox, 10);
     customer.wait_accepted(SOON, &first);
-    let sender = wait_for(SOON, "one sends", || only_sender(&instances, &[0.0; 3]));
+    let sender = wait_for(SOON, "one delivers", || only_sender(&instances, &[0.0; 3]));
     let events = publish(&sandbox, 400);
-    wait_until(SOON, "it goes on", || customer.accepted() >= 60);
+    wait_until(SOON, "it continues", || customer.accepted() >= 60);
     instances.remove(sender).kill();
     customer.forget_most();
 
     let left = customer.accepted_of(&events);
-    assert!(left < 350, "{left} have come before");
+    assert!(left < 350, "{left} of 400 have arrived before the kill");
     customer.wait_accepted(LATER, &events);
     wait_all_know(&instances);
-    assert!(customer.most() <= 2, "of the one that was killed, too");
+    assert!(customer.most() <= 2, "one each of the new sender and the killed one");
     let rows = || sandbox.database.query("SELECT FROM notifier_instances", &[]).len();
-    wait_until(SOON, "the entry of the dead is deleted", || rows() == 2);
+    wait_until(SOON, "the entry of the killed one is deleted", || rows() == 2);
     for notifier in instances {
         notifier.terminate();
     }
@@ -163,7 +166,7 @@ fn when_the_instance_is_killed_that_keeps_a_limit_another_has_it_after_a_while()
 }
 
 #[test]
-fn when_an_instance_ends_or_comes_back_where_it_was_killed_the_others_know_at_once() {
+fn the_others_know_at_once_if_an_instance_ends_or_restarts_at_its_address() {
     let sandbox = Sandbox::new();
     let mut instances = start(&sandbox, 3);
     let changed = Instant::now();
@@ -180,13 +183,13 @@ fn when_an_instance_ends_or_comes_back_where_it_was_killed_the_others_know_at_on
 }
 
 #[test]
-fn one_that_joins_while_a_backlog_drains_adds_nothing_to_the_limit() {
+fn instances_that_join_while_a_backlog_drains_add_nothing_to_the_limit() {
     let sandbox = Sandbox::new();
     let (customer, webhook) = limited(&sandbox, "max_in_flight = 4", 50);
     super::pauses::set_paused(&sandbox, webhook, true);
     let mut instances = start(&sandbox, 1);
     let events = publish(&sandbox, 600);
-    wait_until(SOON, "all wait", || super::held(&instances[0], sandbox.queue()) == 600.0);
+    wait_until(SOON, "all are held back", || super::held(&instances[0], sandbox.queue()) == 600.0);
     super::pauses::set_paused(&sandbox, webhook, false);
     wait_until(SOON, "it drains", || customer.accepted() >= 40);
     for _ in 0..3 {
@@ -194,7 +197,7 @@ fn one_that_joins_while_a_backlog_drains_adds_nothing_to_the_limit() {
     }
     wait_all_know(&instances);
     let before = customer.accepted();
-    assert!(before < 550, "{before} had come");
+    assert!(before < 550, "{before} of 600 had arrived before");
     customer.wait_accepted(LATER, &events);
     assert!(customer.most() <= 4, "{} were under way", customer.most());
     for notifier in instances {
@@ -205,7 +208,7 @@ fn one_that_joins_while_a_backlog_drains_adds_nothing_to_the_limit() {
 }
 
 #[test]
-fn while_postgresql_is_away_the_number_known_last_is_kept() {
+fn while_postgresql_is_away_the_last_known_number_of_instances_is_kept() {
     let sandbox = Sandbox::new();
     let (customer, _) = limited(&sandbox, "max_in_flight = 2", 300);
     let proxy = Proxy::before(&sandbox.servers.database_url);
@@ -216,7 +219,7 @@ fn while_postgresql_is_away_the_number_known_last_is_kept() {
     for notifier in &instances {
         notifier.wait_listening();
     }
-    // One after the other: in a backlog they would wait for PostgreSQL.
+    // One event after the other: in a backlog they would wait for PostgreSQL.
     wait_until(SOON, "both know the type of event", || {
         let event = publish(&sandbox, 1);
         customer.wait_accepted(SOON, &event);
@@ -225,29 +228,31 @@ fn while_postgresql_is_away_the_number_known_last_is_kept() {
     proxy.refuse();
     customer.forget_most();
     let (began, requests) = (Instant::now(), customer.requests());
-    holds_for(EXPIRY + Duration::from_secs(2), "they know each other", || {
+    holds_for(EXPIRY + Duration::from_secs(2), "they know of each other", || {
         publish(&sandbox, 1);
-        instances.iter().all(|one| knows(one) == 2.0)
+        instances.iter().all(|one| known_instances(one) == 2.0)
     });
     assert!(customer.requests() > requests, "nothing was sent in {:?}", began.elapsed());
     assert!(customer.most() <= 2, "{} were under way", customer.most());
     proxy.thaw();
-    holds_for(EXPIRY, "they know each other", || instances.iter().all(|one| knows(one) == 2.0));
+    holds_for(EXPIRY, "they know of each other", || {
+        instances.iter().all(|one| known_instances(one) == 2.0)
+    });
     instances.remove(0).terminate();
     wait_all_know(&instances);
 }
 
 #[test]
-fn without_the_table_each_keeps_limits_by_itself_and_says_so_once_until_it_is_there() {
+fn without_the_table_each_instance_keeps_limits_by_itself_and_logs_it_once() {
     let sandbox = Sandbox::new();
     sandbox.database.run_script("DROP TABLE notifier_instances");
     let (customer, webhook) = limited(&sandbox, "max_in_flight = 1", 200);
     let mut instances: Vec<Notifier> = (0..2).map(|_| launch(&sandbox).start()).collect();
-    wait_until(SOON, "each sends", || {
+    wait_until(SOON, "each delivers", || {
         publish(&sandbox, 2);
         instances.iter().all(|one| delivered(one) >= 1.0)
     });
-    assert!(instances.iter().all(|one| knows(one) == 0.0));
+    assert!(instances.iter().all(|one| known_instances(one) == 0.0));
     let page = instances[0].get("/status.json").body;
     assert!(page.contains("each keeps `max_in_flight` and `rate_per_second` by itself"), "{page}");
     let shown = sandbox.command(&["webhooks", "show", &webhook.to_string()]).stdout;
@@ -261,14 +266,14 @@ fn without_the_table_each_keeps_limits_by_itself_and_says_so_once_until_it_is_th
     for notifier in &mut instances {
         let line = notifier.wait_stderr(SOON, "instances not known");
         assert!(line.contains("WARN") && line.contains("webhook-notifier migrate"), "{line}");
-        assert_eq!(super::count_lines(notifier, &["instances not known"]), 1);
+        assert_eq!(notifier.count_stderr(&["instances not known"]), 1);
         notifier.wait_stderr(SOON, "kept by all instances together again");
     }
-    // Each instance's requests under way end within a second.
-    wait_until(SOON, "one at a time", || {
+    // The requests under way of each instance end within a second.
+    wait_until(SOON, "one request is under way at a time", || {
         customer.forget_most();
         let before = customer.accepted();
-        wait_until(SOON, "some more come", || {
+        wait_until(SOON, "some more arrive", || {
             publish(&sandbox, 1);
             customer.accepted() >= before + 5
         });
@@ -277,7 +282,7 @@ fn without_the_table_each_keeps_limits_by_itself_and_says_so_once_until_it_is_th
 }
 
 #[test]
-fn with_different_queues_each_has_an_instance_that_sends_what_is_in_it() {
+fn instances_with_different_queues_each_deliver_what_is_in_their_own() {
     let sandbox = Sandbox::with_queues(2);
     let (customer, _) = limited(&sandbox, "max_in_flight = 1", 20);
     let of = |queue: &str| launch(&sandbox).env("QUEUES", queue).start();
@@ -293,7 +298,7 @@ fn with_different_queues_each_has_an_instance_that_sends_what_is_in_it() {
 }
 
 #[test]
-fn what_an_instance_would_send_that_has_lost_rabbitmq_the_others_send() {
+fn the_others_deliver_for_an_instance_that_has_lost_rabbitmq() {
     let sandbox = Sandbox::new();
     let customers: Vec<_> = (0..6).map(|_| limited(&sandbox, "max_in_flight = 1", 10).0).collect();
     let proxy = Proxy::before(&sandbox.servers.amqp_url);
@@ -302,24 +307,24 @@ fn what_an_instance_would_send_that_has_lost_rabbitmq_the_others_send() {
     wait_all_know(&instances);
     let mut events = publish(&sandbox, 20);
     customers.iter().for_each(|customer| customer.wait_accepted(SOON, &events));
-    assert!(instances.iter().all(|one| delivered(one) >= 1.0), "each is the sender of some");
+    assert!(instances.iter().all(|one| delivered(one) >= 1.0), "each delivers to some");
 
     proxy.refuse();
     let more = publish(&sandbox, 20);
     events.extend(more);
     customers.iter().for_each(|customer| customer.wait_accepted(LATER, &events));
     assert_eq!(customers.iter().map(Customer::most).max(), Some(1));
-    assert_eq!(knows(&instances[0]), 1.0);
-    // Whose row has lost its queues writes them again.
+    assert_eq!(known_instances(&instances[0]), 1.0);
+    // An instance whose row has lost its queues writes them again.
     sandbox.database.execute("UPDATE notifier_instances SET queues = '{}'", &[]);
     let with_queues = "SELECT FROM notifier_instances WHERE queues <> '{}'";
-    wait_until(SOON, "the one that serves some says so", || {
+    wait_until(SOON, "the one that consumes queues has written them", || {
         sandbox.database.query(with_queues, &[]).len() == 1
     });
 }
 
 #[test]
-fn an_entry_of_nobody_counts_for_a_while_and_goes() {
+fn an_entry_without_an_instance_counts_for_a_while_and_is_deleted() {
     let sandbox = Sandbox::new();
     let notifier = launch(&sandbox).start();
     notifier.wait_metric("webhook_instances", &[], 1.0);
@@ -331,16 +336,15 @@ fn an_entry_of_nobody_counts_for_a_while_and_goes() {
     notifier.wait_metric("webhook_instances", &[], 1.0);
     let rows = || sandbox.database.query("SELECT FROM notifier_instances", &[]).len();
     wait_until(SOON, "it is deleted", || rows() == 1);
-    // Somebody empties the table.
     sandbox.database.run_script("TRUNCATE notifier_instances");
-    wait_until(SOON, "its own is back", || rows() == 1);
-    assert_eq!(knows(&notifier), 1.0);
+    wait_until(SOON, "the notifier has written its own entry again", || rows() == 1);
+    assert_eq!(known_instances(&notifier), 1.0);
     notifier.terminate();
     assert_eq!(rows(), 0);
 }
 
 #[test]
-fn once_nothing_has_to_wait_for_a_limit_each_instance_sends_its_part_again() {
+fn once_nothing_waits_for_a_limit_each_instance_delivers_its_share_again() {
     let sandbox = Sandbox::new();
     let (customer, _) = limited(&sandbox, "max_in_flight = 4", 30);
     let instances = start(&sandbox, 2);
@@ -362,10 +366,10 @@ fn once_nothing_has_to_wait_for_a_limit_each_instance_sends_its_part_again() {
         }
         (senders(&before), elsewhere() - held_before)
     };
-    // Which of them gets an event is chance.
-    wait_until(SOON, "what the other gets goes through the backlog", || next_ten().1 >= 1.0);
-    // A minute, and the time until all instances know.
-    wait_until(2 * LATER, "each sends its own", || next_ten() == (2, 0.0));
+    // RabbitMQ decides which of them gets an event.
+    wait_until(SOON, "events of the other one go through the backlog", || next_ten().1 >= 1.0);
+    // That takes a minute, and the time until all instances know.
+    wait_until(2 * LATER, "each delivers its own events", || next_ten() == (2, 0.0));
     customer.wait_accepted(SOON, &events);
     assert!(customer.most() <= 4, "{} were under way", customer.most());
     for notifier in instances {

@@ -1,5 +1,5 @@
-//! RabbitMQ doesn't answer for one backlog: its quorum queue has no leader. Here the queue's process is
-//! suspended, which looks the same from outside.
+//! RabbitMQ doesn't answer requests about one backlog, because its quorum queue has no leader. Here the
+//! queue's process is suspended, which looks the same from outside.
 
 use super::{Customer, Manner, backlog, held, open_breaker, publish};
 use crate::harness::{Event, FaultServers, LATER, SOON, Sandbox, Vhost, wait_until};
@@ -9,7 +9,7 @@ fn others(count: usize) -> Vec<Event> {
 }
 
 #[test]
-fn a_backlog_that_rabbitmq_does_not_answer_for_holds_up_nothing_else_and_loses_nothing() {
+fn a_backlog_that_rabbitmq_does_not_answer_for_delays_nothing_else_and_loses_nothing() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -27,19 +27,19 @@ fn a_backlog_that_rabbitmq_does_not_answer_for_holds_up_nothing_else_and_loses_n
     open_breaker(&sandbox, &notifier);
     let before = held(&notifier, sandbox.queue());
     let mut events = publish(&sandbox, 20);
-    wait_until(SOON, "they wait", || held(&notifier, sandbox.queue()) >= before + 20.0);
+    wait_until(SOON, "all are held back", || held(&notifier, sandbox.queue()) >= before + 20.0);
     let queue = backlog(&sandbox, webhook);
     vhost.suspend(&queue);
 
-    // More than can be held at a time.
+    // More than the notifier can have in hand.
     events.extend(publish(&sandbox, 40));
     let some = others(200);
     sandbox.broker.publish(sandbox.queue(), &some);
     other.wait_accepted(LATER, &some);
     let line = notifier.wait_stderr(SOON, "queue confirms no messages");
     assert!(line.contains("WARN") && line.contains(&format!("queue={queue}:")), "{line}");
-    assert_eq!(super::count_lines(&notifier, &["queue confirms no messages"]), 1);
-    // The other webhook's backlog exists, too, for an instance that finds both.
+    assert_eq!(notifier.count_stderr(&["queue confirms no messages"]), 1);
+    // A new process finds both backlogs.
     notifier.terminate();
     let mut notifier = launch().env("RETRY_SCHEDULE", "1s,repeat").start();
     let more = others(200);
@@ -49,7 +49,7 @@ fn a_backlog_that_rabbitmq_does_not_answer_for_holds_up_nothing_else_and_loses_n
     assert!(line.contains("ERROR") && line.contains(&format!("queue={queue}:")), "{line}");
     wait_until(SOON, "it is ready", || notifier.is_ready());
     other.assert_each_once(&[some, more].concat());
-    assert_eq!(super::count_lines(&notifier, &["lane interrupted"]), 0);
+    assert_eq!(notifier.count_stderr(&["lane interrupted"]), 0);
 
     vhost.resume(&queue);
     customer.becomes(Manner::AT_ONCE);

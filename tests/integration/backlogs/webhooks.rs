@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use super::{
-    Customer, Manner, backlog, count_lines, held, open_breaker, pauses::set_paused, publish,
-    wait_held, with_a_breaker_for_a_minute,
+    Customer, Manner, backlog, held, open_breaker, pauses::set_paused, publish, wait_held,
+    with_a_breaker_for_a_minute,
 };
 use crate::harness::{Event, Notifier, SOON, Sandbox, holds_for, wait_until};
 
-/// The backlog is closed for 35 s and unbound for 35 s; each step may be a second or two late.
+/// A removal takes 35 s with the backlog closed and 35 s with it unbound; each step may be a second or two
+/// late.
 const REMOVAL: Duration = Duration::from_secs(110);
 
 fn dropped(notifier: &Notifier, reason: &str) -> f64 {
@@ -16,7 +17,7 @@ fn dropped(notifier: &Notifier, reason: &str) -> f64 {
 }
 
 #[test]
-fn what_waits_for_a_webhook_is_dropped_when_it_is_deleted_and_the_backlog_is_removed() {
+fn the_backlog_of_a_deleted_webhook_is_dropped_and_removed() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::Refuses(503));
     let neighbour = Customer::new(Manner::AT_ONCE);
@@ -26,7 +27,7 @@ fn what_waits_for_a_webhook_is_dropped_when_it_is_deleted_and_the_backlog_is_rem
     open_breaker(&sandbox, &notifier);
     let before = held(&notifier, sandbox.queue());
     publish(&sandbox, 300);
-    wait_until(SOON, "they wait", || held(&notifier, sandbox.queue()) >= before + 300.0);
+    wait_until(SOON, "all are held back", || held(&notifier, sandbox.queue()) >= before + 300.0);
     let requests = customer.requests();
     customer.becomes(Manner::AT_ONCE);
     let delete = "DELETE FROM webhooks WHERE id = $1";
@@ -36,8 +37,8 @@ fn what_waits_for_a_webhook_is_dropped_when_it_is_deleted_and_the_backlog_is_rem
     let all = dropped(&notifier, "deleted");
     assert_eq!(all, held(&notifier, sandbox.queue()));
     let id = webhook.to_string();
-    assert_eq!(count_lines(&notifier, &["deliveries dropped", &id, "reason=deleted"]), 1);
-    assert_eq!(count_lines(&notifier, &["delivery dropped", &id]), 0);
+    assert_eq!(notifier.count_stderr(&["deliveries dropped", &id, "reason=deleted"]), 1);
+    assert_eq!(notifier.count_stderr(&["delivery dropped", &id]), 0);
     let queue = backlog(&sandbox, webhook);
     assert_eq!(sandbox.broker.ready(&queue), Some(0));
     let other = Event::new("other");
@@ -48,8 +49,8 @@ fn what_waits_for_a_webhook_is_dropped_when_it_is_deleted_and_the_backlog_is_rem
     wait_until(SOON, "and its row", || sandbox.backlogs().is_empty());
     assert_eq!(customer.requests(), requests, "nothing was sent");
     assert_eq!(notifier.metric("webhook_backlogs_lost_total", &[]), 0.0);
-    assert_eq!(count_lines(&notifier, &["backlog removed", &id]), 1);
-    assert_eq!(count_lines(&notifier, &["interrupted"]), 0);
+    assert_eq!(notifier.count_stderr(&["backlog removed", &id]), 1);
+    assert_eq!(notifier.count_stderr(&["interrupted"]), 0);
     let other = Event::new("other");
     sandbox.publish(&other);
     neighbour.wait_accepted(SOON, &[other]);
@@ -57,8 +58,7 @@ fn what_waits_for_a_webhook_is_dropped_when_it_is_deleted_and_the_backlog_is_rem
 }
 
 #[test]
-fn what_waits_for_a_webhook_is_dropped_when_it_is_disabled_and_the_next_events_come_once_it_is_enabled()
- {
+fn the_backlog_of_a_disabled_webhook_is_dropped_and_later_events_arrive_once_it_is_enabled() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::AT_ONCE);
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -74,13 +74,13 @@ fn what_waits_for_a_webhook_is_dropped_when_it_is_disabled_and_the_next_events_c
         dropped(&notifier, "disabled") == 300.0
     });
     let id = webhook.to_string();
-    assert_eq!(count_lines(&notifier, &["deliveries dropped", &id, "reason=disabled"]), 1);
-    assert_eq!(count_lines(&notifier, &["delivery dropped", &id]), 0);
+    assert_eq!(notifier.count_stderr(&["deliveries dropped", &id, "reason=disabled"]), 1);
+    assert_eq!(notifier.count_stderr(&["delivery dropped", &id]), 0);
     assert_eq!(customer.requests(), 0);
 
     let enable = "UPDATE webhooks SET disabled_at = NULL WHERE id = $1";
     sandbox.database.execute(enable, &[&webhook]);
-    // An event that arrives before the notifier has heard of it has no receiver.
+    // No receiver gets an event that the notifier receives before it knows of the change.
     let mut events = Vec::new();
     wait_until(SOON, "it gets events again", || {
         events.extend(publish(&sandbox, 1));
@@ -95,7 +95,7 @@ fn what_waits_for_a_webhook_is_dropped_when_it_is_disabled_and_the_next_events_c
 }
 
 #[test]
-fn a_webhook_that_is_deleted_while_the_head_of_its_backlog_waits_for_a_place_takes_none() {
+fn a_webhook_deleted_while_the_head_of_its_backlog_waits_takes_no_capacity() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::AT_ONCE);
     let busy = Customer::new(Manner::takes(4_000));
@@ -110,14 +110,14 @@ fn a_webhook_that_is_deleted_while_the_head_of_its_backlog_waits_for_a_place_tak
         .start();
     publish(&sandbox, 4);
     wait_held(&notifier, &sandbox, 3);
-    // The only place is occupied when the head is due.
+    // The whole capacity is in use when the head is due.
     let first = Event::new("busy");
     sandbox.publish(&first);
-    wait_until(SOON, "the place is taken", || busy.requests() == 1);
-    let is_due = std::time::Instant::now() + Duration::from_millis(1_500);
-    wait_until(SOON, "the head's time has come", || std::time::Instant::now() > is_due);
+    wait_until(SOON, "the capacity is in use", || busy.requests() == 1);
+    let due = std::time::Instant::now() + Duration::from_millis(1_500);
+    wait_until(SOON, "the head is due", || std::time::Instant::now() > due);
     sandbox.database.execute("DELETE FROM webhooks WHERE id = $1", &[&webhook]);
-    wait_until(SOON, "what waited is dropped", || dropped(&notifier, "deleted") >= 1.0);
+    wait_until(SOON, "its backlog is dropped", || dropped(&notifier, "deleted") >= 1.0);
     busy.wait_accepted(SOON, &[first]);
 
     busy.becomes(Manner::AT_ONCE);

@@ -1,4 +1,4 @@
-//! How many repeats a fault may cause, and which. This comes from the design alone, not from
+//! How many repeats a fault may cause, and which. This follows from the design alone, not from
 //! measurements: a run that exceeds it has found a defect, in the product or in these rules.
 
 use std::time::Duration;
@@ -29,15 +29,14 @@ pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_millis(1_500);
 /// There is a wait queue for each.
 pub(super) const RETRY_SCHEDULE: [&str; 4] = ["500ms", "1s", "2s", "4s"];
 
-/// Short pauses: what they hold back should be delivered within the run. Each has one of the wait
-/// queues.
+/// Short pauses: deliveries that they hold back should be made within the run.
 pub(super) const CIRCUIT_BREAKER: &str = "5,500ms,1s";
 
-/// Of the deliveries to a receiver that is never there, the circuit breaker lets few be attempted, so
-/// that most of them expire. Every other delivery reaches its receiver within this time, whatever fails
-/// on the way: three attempts and the waits between them take 6 s; a receiver's outage, with a pause
-/// after each of a dozen failures, another 15; the longest outage of the broker, and the return to
-/// readiness on a busy machine, 40; and a minute, if what needs a backlog can't have one then.
+/// Most deliveries to a receiver that is never there expire, since its circuit breaker lets few of them be
+/// attempted. Every other delivery reaches its receiver within this time, whatever fails on the way: three
+/// attempts and the waits between them take 6 s; a receiver's outage, with a pause after each of a dozen
+/// failures, another 15; the longest outage of the broker, until all is ready again on a busy machine, 40;
+/// and a delivery that needs a backlog while none can be created waits a minute.
 pub(super) const DELIVERY_MAX_AGE: Duration = Duration::from_secs(125);
 
 /// How many messages RabbitMQ's worker for expired messages may have moved out of a wait queue without
@@ -50,8 +49,8 @@ const UNWRITTEN: Duration = Duration::from_millis(500);
 
 /// How long a message may be held after one of its deliveries was answered: another delivery's request
 /// may wait for capacity as long as a request takes and then time out, and so may those of the messages
-/// that are acked together with it; the broker confirms what is parked within milliseconds, while it
-/// works; and then the ack is [`UNWRITTEN`].
+/// that are acked together with it. While the broker works, it confirms a parked delivery within
+/// milliseconds. The ack may then be [`UNWRITTEN`].
 const IN_HAND: Duration = REQUEST_TIMEOUT
     .saturating_mul(1 + PREFETCH_COUNT as u32)
     .saturating_add(UNWRITTEN)
@@ -67,26 +66,26 @@ impl Strike {
     /// The most repeats that this fault can cause.
     ///
     /// - **A notifier is killed**: the broker redelivers what it held, and each of those deliveries may
-    ///   have been made, or may also wait for a retry.
+    ///   have been made already, or wait for a retry as well.
     /// - **A notifier is terminated**: none. It finishes its requests, parks what it hasn't begun, and
     ///   acks before it exits.
     /// - **Connections are lost** (frozen, cut, the broker stops): the same for every notifier, since
-    ///   the acks of what they hold no longer arrive; and what they were parking without having got the
-    ///   confirm is parked a second time.
+    ///   their acks no longer arrive; and a delivery that was parked without a confirm yet is parked a
+    ///   second time.
     /// - **The broker restarts**: additionally, what its dead-lettering workers had moved without having
     ///   recorded it.
-    /// - **The broker is killed**: additionally, all that it had been told but not written yet: the
-    ///   requests of the last half second, and what each consumer held for longer than that.
-    /// - **A node of a cluster goes**, in whatever way: as if the broker restarted; and the acks on
-    ///   their way from it to the other nodes, which are no more than what each consumer holds. Its
-    ///   queues are replicated, so what it had written doesn't matter.
+    /// - **The broker is killed**: additionally, all acks that it had received but not written yet: those
+    ///   of the requests of the last half second, and of what each consumer held for longer than that.
+    /// - **A node of a cluster is lost**, in whatever way: as if the broker restarted; and additionally the
+    ///   acks on their way from it to the other nodes, no more than each consumer holds. Its queues are
+    ///   replicated, so it doesn't matter what it had written.
     /// - **PostgreSQL is away**: none. The notifier looks up who wants an event before the first
-    ///   attempt; what is handed back then wasn't begun.
+    ///   attempt, so an event that it hands back then wasn't attempted.
     /// - **A memory alarm**: none. The notifier waits for confirms for longer than it lasts.
-    /// - **A queue refuses, or is deleted**: none. What is refused is kept, and published again; what is
-    ///   deleted is gone.
-    /// - **An exchange is deleted**: the channel that publishes to it is closed, and what it hadn't
-    ///   confirmed is published again.
+    /// - **A queue refuses, or is deleted**: none. A refused message is kept, and published again; a
+    ///   deleted one is gone.
+    /// - **An exchange is deleted**: the channel that publishes to it is closed, and its unconfirmed
+    ///   messages are published again.
     /// - **A receiver is away, a webhook paused or deleted**: none. Each delivery has one message, which
     ///   is acked when the next one is confirmed.
     pub(super) fn bound(&self, requests: &[Request]) -> usize {
@@ -119,13 +118,13 @@ impl Strike {
     }
 
     /// Whether a request at that time may have been made for a message that this fault duplicated: the
-    /// fault struck before the message was surely settled, and wasn't over before.
-    fn may_double(&self, at: Moment) -> bool {
+    /// fault struck before the message was settled for certain, and wasn't over before the request.
+    fn may_duplicate(&self, at: Moment) -> bool {
         self.bound(&[]) > 0 && self.struck <= at + IN_HAND && at <= self.recovered
     }
 
     /// Whether this fault may have duplicated a message that existed during this period.
-    fn may_double_between(&self, from: Moment, to: Moment) -> bool {
+    fn may_duplicate_between(&self, from: Moment, to: Moment) -> bool {
         self.bound(&[]) > 0 && self.struck <= to && from <= self.recovered
     }
 }
@@ -134,11 +133,11 @@ impl History {
     /// Whether a fault explains a delivery's repeat, given its requests: any of them, even one that
     /// failed, may have been for a message that was duplicated.
     ///
-    /// A delivery may also be held back, and its message duplicated, without a request. For a failing
-    /// receiver this may happen at any time since its event first reached anybody, and while it was held
-    /// before that. For a healthy one that isn't known yet, or that has its share of the capacity, it
-    /// may only happen until its own first request; and before the event reached anybody it waited for
-    /// capacity, for as long as a request takes.
+    /// A delivery may also be held back, and its message duplicated, without a request. If its receiver
+    /// fails, this may happen at any time after the event first reached a receiver, and while the message
+    /// was in hand before that. If its receiver is healthy but unproven, or has used up its share of the
+    /// capacity, it may only happen until its own first request; and before the event first reached a
+    /// receiver, it waited for capacity no longer than a request takes.
     pub(super) fn explains(
         &self,
         webhook: Webhook,
@@ -153,7 +152,7 @@ impl History {
         let from = first_came.saturating_sub(in_hand_before);
         self.strikes.iter().filter(|strike| strike.struck <= again).any(|strike| {
             let mut before = requests.iter().filter(|at| **at < again);
-            before.any(|at| strike.may_double(*at)) || strike.may_double_between(from, until)
+            before.any(|at| strike.may_duplicate(*at)) || strike.may_duplicate_between(from, until)
         })
     }
 }

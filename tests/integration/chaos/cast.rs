@@ -1,7 +1,7 @@
 //! Who wants which event, and what each receiver answers.
 //!
 //! All of it is a function of the seed and the arguments, never of the time or of earlier calls, so that
-//! a seed determines a run. The plan says who is away for a while, paused or deleted.
+//! a seed determines a run. The plan says who is unreachable for a while, paused or deleted.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use fastrand::Rng;
 
 use crate::harness::Reply;
 
-/// How long [`Webhook::Far`] takes: the longest round trip on Earth.
+/// The response time of [`Webhook::Far`]: the longest round trip on Earth.
 const DISTANCE: Duration = Duration::from_millis(200);
 
 /// Out of this many events in a row (20 s at the usual rate), [`Webhook::Outage`] refuses those of 4 s:
@@ -21,9 +21,9 @@ const OUTAGE_LENGTH: usize = 400;
 /// The registered webhooks. Each has its own host and port, except the crowd, which shares one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Webhook {
-    /// Always answers 200 at once, and wants every event, as does the next one: repeats to these aren't
-    /// caused by their failures.
+    /// Always answers 200 at once, and wants every event: its failures can't cause a repeat.
     HealthyA,
+    /// The same.
     HealthyB,
     /// Wants every event, and fails about every tenth.
     Flaky,
@@ -31,27 +31,30 @@ pub(super) enum Webhook {
     Far,
     /// Fails at about 30 % of the first and second attempts.
     VeryFlaky,
-    /// Wants few; answers 503 to a series of events, and again at their second attempt. With no success
-    /// before the first third attempt, 1.5 s later, its circuit breaker opens.
+    /// Wants few events; answers 503 to a series of them, and again at their second attempts. Since it has
+    /// no success until a third attempt, 1.5 s later, its circuit breaker opens.
     Outage,
-    /// Wants few; never answers the first attempt.
+    /// Wants few events; never answers a first attempt.
     Hanging,
-    /// Wants few; doesn't answer the first attempt of about every second event, and all others at once.
+    /// Wants few events; doesn't answer the first attempt of about every second one, and all other attempts
+    /// at once.
     Alternating,
-    /// Four on one host that want few. Two of them always answer at once;
+    /// The crowd: four on one host that want few events. This one always answers at once.
     CrowdA,
+    /// The same.
     CrowdB,
-    /// and two don't answer the first attempt of about every fourth event.
+    /// Of the crowd, too; doesn't answer the first attempt of about every fourth event.
     CrowdC,
+    /// The same.
     CrowdD,
-    /// Wants few; nothing listens there.
+    /// Wants few events; nothing listens at its URL.
     Dead,
-    /// These three want every tenth event and answer at once; but the plan makes this one answer 503 for
-    /// some seconds,
+    /// Wants every tenth event and answers at once, but the plan makes it answer 503 for some seconds.
     Away,
-    /// pauses this one,
+    /// Wants every tenth event and answers at once; the plan pauses it.
     Paused,
-    /// and deletes this one while it is away, and registers it again.
+    /// Wants every tenth event and answers at once; the plan deletes it while it is away, and registers it
+    /// again.
     Leaving,
 }
 
@@ -65,12 +68,12 @@ pub(super) enum Kind {
     Hangs,
     /// One in twenty: [`Webhook::Dead`] wants these, too.
     Dies,
-    /// One in twenty: [`Webhook::Far`] and [`Webhook::VeryFlaky`] want these, too. What accumulates for
-    /// the former during an outage of the broker exceeds its share of the capacity, and is delivered by
-    /// that many at a time, with a wait in between: with more events, some would expire.
+    /// One in twenty: [`Webhook::Far`] and [`Webhook::VeryFlaky`] want these, too. The events that
+    /// accumulate for the former during an outage of the broker exceed its share of the capacity, and are
+    /// delivered share by share, with waits in between: if there were more of them, some would expire.
     Mixed,
-    /// Three in a hundred: [`Webhook::Outage`] wants these, too. Each costs two failures, and while a
-    /// circuit breaker is open a failure costs a pause: many would outlast the run.
+    /// Three in a hundred: [`Webhook::Outage`] wants these, too. Each may fail twice, and while a circuit
+    /// breaker is open each failure costs a pause: many of them would outlast the run.
     Breaks,
     /// One in a hundred: [`Webhook::Alternating`] wants these, too.
     Alternates,
@@ -154,7 +157,7 @@ impl Webhook {
     }
 
     /// Whether its deliveries may become dead letters: it is never there, or fails so often that its
-    /// circuit breaker lets fewer attempts through than events arrive, and the rest expires.
+    /// circuit breaker allows fewer attempts than events arrive, and the others expire.
     pub(super) fn may_be_given_up(self) -> bool {
         matches!(self, Self::Hanging | Self::Dead)
     }
@@ -164,9 +167,8 @@ impl Webhook {
         matches!(self, Self::HealthyA | Self::HealthyB | Self::Far | Self::CrowdA | Self::CrowdB)
     }
 
-    /// Whether first requests reach it in the order of publishing. That excludes those that fail again
-    /// and again at random: if an attempt didn't reach them, its retry can't be told from a first
-    /// attempt.
+    /// Whether its first requests must arrive in the order of publishing. Not if it fails at random: if an
+    /// attempt doesn't reach it, the retry can't be told from a first attempt.
     pub(super) fn keeps_order(self) -> bool {
         self.is_healthy() || matches!(self, Self::Away | Self::Paused | Self::Leaving)
     }
@@ -298,7 +300,7 @@ fn assert_share(what: &str, expected: f64, holds: impl Fn(usize) -> bool) {
 }
 
 #[test]
-fn kinds_are_as_frequent_as_they_are_said_to_be() {
+fn each_kind_of_event_is_as_frequent_as_documented() {
     let cast = Cast { seed: 42 };
     for (kind, expected) in [
         (Kind::Plain, 0.73),
@@ -316,7 +318,7 @@ fn kinds_are_as_frequent_as_they_are_said_to_be() {
 }
 
 #[test]
-fn receivers_fail_as_often_as_they_are_said_to() {
+fn receivers_fail_as_often_as_documented() {
     let cast = Cast { seed: 42 };
     for (webhook, first, second) in [
         (Webhook::HealthyA, 0.0, 0.0),
@@ -341,7 +343,7 @@ fn receivers_fail_as_often_as_they_are_said_to() {
 }
 
 #[test]
-fn an_outage_is_one_stretch_of_events_in_a_row() {
+fn an_outage_is_one_series_of_consecutive_events() {
     let cast = Cast { seed: 42 };
     for block in 0..10 {
         let numbers = block * OUTAGE_EVERY..(block + 1) * OUTAGE_EVERY;
@@ -352,7 +354,7 @@ fn an_outage_is_one_stretch_of_events_in_a_row() {
 }
 
 #[test]
-fn a_reply_depends_on_nothing_but_the_seed_and_the_question() {
+fn a_reply_depends_only_on_the_seed_and_its_arguments() {
     for webhook in Webhook::ALL {
         for number in 0..100 {
             let reply = || format!("{:?}", Cast { seed: 7 }.reply(webhook, number, 1));
@@ -362,17 +364,17 @@ fn a_reply_depends_on_nothing_but_the_seed_and_the_question() {
 }
 
 #[test]
-fn no_kind_has_more_webhooks_than_the_bound_counts_on() {
+fn no_kind_is_wanted_by_more_webhooks_than_the_bound_assumes() {
     let wanting = |kind| Webhook::ALL.into_iter().filter(move |webhook| webhook.wants(kind));
     let most = Kind::ALL.into_iter().map(|kind| wanting(kind).count()).max();
     assert_eq!(most, Some(Kind::MOST_WEBHOOKS));
 }
 
 #[test]
-fn an_id_leads_back_to_its_number() {
+fn an_id_can_be_parsed_back_to_its_number() {
     let cast = Cast { seed: 42 };
     assert_eq!(cast.number(&cast.id(1_234_567)), Some(1_234_567));
-    for stranger in ["", "42", "42-", "41-000001", "x-000001"] {
-        assert_eq!(cast.number(stranger), None, "{stranger}");
+    for unknown in ["", "42", "42-", "41-000001", "x-000001"] {
+        assert_eq!(cast.number(unknown), None, "{unknown}");
     }
 }

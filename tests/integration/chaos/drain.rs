@@ -1,7 +1,7 @@
-//! A receiver returns to what has waited for it, and while it catches up the notifier, the broker or
-//! both get SIGKILL: nothing is lost, and only what was under way is sent again.
+//! A receiver returns after an outage. While it catches up, the notifier, the broker or both get SIGKILL:
+//! nothing is lost, and only requests that were under way are repeated.
 //!
-//! `make drain-kill`: KILLS, EVENTS and SEED set how often, how much and which run.
+//! `make drain-kill`: KILLS, EVENTS and SEED set the number of kills, the events of each, and the run.
 
 use std::{
     collections::HashMap,
@@ -15,28 +15,28 @@ use std::{
 use fastrand::Rng;
 
 use crate::harness::{
-    Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, servers::Server,
+    Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, Signal, servers::Server,
     wait_until,
 };
 
 /// The most requests under way, and so the most repeats after a kill.
 const CAPACITY: usize = 64;
 
-/// The receiver's response time: with half of the capacity for it, that is about six hundred deliveries
-/// per second.
+/// The receiver's response time. With half of the capacity, it gets about six hundred deliveries per
+/// second.
 const LATENCY: Duration = Duration::from_millis(50);
 
-/// How long the receiver stays away after all its events have left their queue.
+/// How long the receiver is unreachable after all its events have left their queue.
 const AWAY: Duration = Duration::from_secs(2);
 
-/// If nothing is delivered for this long, what is missing is lost. It is far longer than any pause or
+/// If nothing is delivered for this long, the missing events are lost. It is far longer than any pause or
 /// wait after so short an outage, and than the broker's restart.
 const STALLED: Duration = Duration::from_secs(60);
 
 const KIND: &str = "drain.late";
 const PATH: &str = "/late";
 
-/// What is killed, in turn.
+/// What is killed; each in turn.
 #[derive(Clone, Copy, Debug)]
 enum Victim {
     Notifier,
@@ -61,7 +61,7 @@ impl Victim {
 struct Seen {
     is_away: bool,
     refused: usize,
-    /// The present kill; the ids of its events begin with this.
+    /// The ids of the present kill's events begin with this.
     kill: String,
     /// How often each event was accepted.
     accepted: HashMap<String, usize>,
@@ -91,9 +91,9 @@ struct Left {
 #[test]
 #[ignore = "takes minutes: make drain-kill"]
 fn killed_while_a_backlog_drains_nothing_is_lost_and_little_repeated() {
-    let kills = asked("KILLS", 10);
-    let seed = asked("SEED", u64::from(fastrand::u32(..)));
-    let events = asked("EVENTS", 3_000);
+    let kills = from_environment("KILLS", 10);
+    let seed = from_environment("SEED", u64::from(fastrand::u32(..)));
+    let events = from_environment("EVENTS", 3_000);
     eprintln!("KILLS={kills} EVENTS={events} SEED={seed}");
     let seen = Arc::new(Mutex::new(Seen::default()));
     let answering = Arc::clone(&seen);
@@ -134,11 +134,12 @@ fn killed_while_a_backlog_drains_nothing_is_lost_and_little_repeated() {
         }
     }
     drain.notifier.terminate();
-    assert!(problems.is_empty(), "{}\nagain: make drain-kill SEED={seed}", problems.join("\n"));
+    let problems_text = problems.join("\n");
+    assert!(problems.is_empty(), "{problems_text}\nto run it again: make drain-kill SEED={seed}");
 }
 
 impl Drain {
-    /// An outage, the return, the kill, and what follows.
+    /// An outage, the receiver's return, the kill, and the rest of the drain.
     fn kill(&mut self, kill: usize, victim: Victim) -> Left {
         let kill = format!("{kill}-");
         *lock(&self.seen) = Seen { is_away: true, kill: kill.clone(), ..Seen::default() };
@@ -150,7 +151,7 @@ impl Drain {
                 && self.sandbox.broker.ready(self.sandbox.queue()) == Some(0)
         });
         thread::sleep(AWAY);
-        // Not during the drain, which may be over before this is.
+        // Not during the drain: it may be over before this is.
         self.servers.write_queue_names();
 
         let at_the_kill = self.random.usize(self.events / 10..self.events / 2);
@@ -174,7 +175,7 @@ impl Drain {
 
     fn strike(&mut self, victim: Victim) {
         let kill_notifier = |drain: &mut Self| {
-            drain.notifier.signal("KILL");
+            drain.notifier.signal(Signal::KILL);
             drain.notifier.wait_exit(SOON);
         };
         match victim {
@@ -193,7 +194,7 @@ impl Drain {
         }
     }
 
-    /// How many are missing when no more arrive.
+    /// Waits until no more events arrive, and returns how many are missing.
     fn await_all(&self) -> usize {
         let (mut count, mut moved) = (0, Instant::now());
         while count < self.events && moved.elapsed() < STALLED {
@@ -203,7 +204,7 @@ impl Drain {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        // What was under way then is answered, and what was redelivered has arrived.
+        // By then, requests under way have been answered, and redelivered events have arrived.
         wait_until(LATER, "every lane consumes, and has nothing left", || {
             let lanes = [self.sandbox.queue().to_owned(), self.sandbox.retry_queue()];
             self.notifier.is_ready()
@@ -226,7 +227,7 @@ fn start(sandbox: &Sandbox) -> Notifier {
 }
 
 /// The environment's value, or the default.
-fn asked<T: FromStr>(variable: &str, default: T) -> T {
+fn from_environment<T: FromStr>(variable: &str, default: T) -> T {
     match env::var(variable).ok().filter(|text| !text.is_empty()) {
         Some(text) => text.parse().unwrap_or_else(|_| panic!("{variable}={text} is not a number")),
         None => default,

@@ -1,4 +1,4 @@
-//! Carries out a plan's steps: strikes, waits, repairs, and waits until everything works again.
+//! Carries out a plan's steps: causes a fault, waits, repairs it, and waits until everything works again.
 
 use std::{thread, time::Duration};
 
@@ -23,29 +23,30 @@ const READY_LIMIT: Duration = Duration::from_secs(15);
 /// How much later the first new event may arrive.
 const FLOW_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long a cut waits for a message to hit, and the pause between two cuts.
+/// How long a cut waits for a message to interrupt, and the pause between two cuts.
 const CUT_PATIENCE: Duration = Duration::from_millis(500);
 const BETWEEN_CUTS: Duration = Duration::from_millis(200);
 
-/// Until every notifier knows of a change to the table: each is notified at once, or asks every second.
-const TOLD: Duration = Duration::from_millis(1_500);
+/// The time until every notifier knows of a change to the table: each is notified at once, or reads it every
+/// second.
+const HEARD: Duration = Duration::from_millis(1_500);
 
-/// This many deliveries of another notifier: more than RabbitMQ takes out of a wait queue at a time.
+/// How many deliveries another notifier leaves: more than RabbitMQ takes out of a wait queue at a time.
 const STRANGERS: usize = 40;
 
-/// When a fault struck, and when what it broke was repaired.
+/// When a fault struck, and when it was repaired.
 pub(super) type Span = (Moment, Moment);
 
 impl Stage {
-    /// The quiet time before, the fault, and the recovery.
+    /// Waits for the quiet time before the fault, causes it, and waits for the recovery.
     pub(super) fn strike(&mut self, step: &Step) {
         if step.fault == Fault::WebhookPaused && !self.can_pause {
-            eprintln!("no pause of a webhook: the table has no column `paused_at`");
+            eprintln!("no webhook is paused: the table has no column `paused_at`");
             return;
         }
         thread::sleep(step.peace);
         let began = self.now();
-        let (struck, healed) = match step.fault {
+        let (struck, repaired) = match step.fault {
             Fault::NotifierKilled => self.replace(|stage| stage.kill(step.victim)),
             Fault::NotifierTerminated => self.replace(|stage| stage.terminate(step.victim)),
             Fault::ThreeNotifiers => self.join_and_end(step),
@@ -55,7 +56,7 @@ impl Stage {
             Fault::BrokerFrozen | Fault::PostgresFrozen => self.freeze(step),
             Fault::MemoryAlarm => self.alarm(|_| thread::sleep(step.broken)),
             Fault::KilledInAlarm => self.alarm(|stage| {
-                // Meanwhile it fails to park failed deliveries.
+                // During this time, it can't park failed deliveries.
                 thread::sleep(step.broken);
                 stage.kill(step.victim);
                 stage.launch();
@@ -75,29 +76,29 @@ impl Stage {
             | Fault::RollingRestart
             | Fault::PrimaryKilled => self.strike_cluster(step),
         };
-        let recovered = self.recover(step.fault, healed);
-        self.ground.bury_frozen();
+        let recovered = self.recover(step.fault, repaired);
+        self.ground.close_frozen();
         self.strikes.push(Strike {
             fault: step.fault,
             cuts: step.cuts,
             notifiers: if step.fault == Fault::ThreeNotifiers { 3 } else { self.fleet.len() },
             began,
             struck,
-            healed,
+            repaired,
             recovered,
         });
         eprintln!(
-            "{:8.1} s  {:29} healed after {:4.1} s, recovered after another {:4.1} s",
+            "{:8.1} s  {:29} repaired after {:4.1} s, recovered after another {:4.1} s",
             struck.as_secs_f64(),
             step.fault.name(),
-            (healed - struck).as_secs_f64(),
-            (recovered - healed).as_secs_f64()
+            (repaired - struck).as_secs_f64(),
+            (recovered - repaired).as_secs_f64()
         );
     }
 
-    /// When every notifier was ready, and an event that was published after the repair had arrived
-    /// through each queue: readiness alone may be out of date, as long as nobody has noticed the fault.
-    fn recover(&mut self, fault: Fault, healed: Moment) -> Moment {
+    /// Waits until every notifier is ready, and an event published after the repair has arrived from each
+    /// queue: while no process has noticed the fault, readiness alone proves nothing. Returns when that was.
+    fn recover(&mut self, fault: Fault, repaired: Moment) -> Moment {
         let first = self.producer.next_number();
         if !self.await_ready(READY_LIMIT) {
             let problem = format!("not ready within {READY_LIMIT:?}: {}", fault.name());
@@ -105,10 +106,10 @@ impl Stage {
             self.await_ready(SOON);
         }
         let flows = |stage: &Self| {
-            stage.receivers.have_come_to(first) && stage.fleet.iter().all(|one| one.is_ready())
+            stage.receivers.have_reached(first) && stage.fleet.iter().all(|one| one.is_ready())
         };
         if !self.await_that(FLOW_LIMIT, flows) {
-            let since = self.now() - healed;
+            let since = self.now() - repaired;
             self.problems.push(format!("no new event for {since:.1?} after: {}", fault.name()));
         }
         self.now()
@@ -117,9 +118,9 @@ impl Stage {
     fn replace(&mut self, end: impl FnOnce(&mut Self)) -> Span {
         let struck = self.now();
         end(self);
-        let healed = self.now();
+        let repaired = self.now();
         self.launch();
-        (struck, healed)
+        (struck, repaired)
     }
 
     fn join_and_end(&mut self, step: &Step) -> Span {
@@ -183,7 +184,7 @@ impl Stage {
     fn pause(&mut self, broken: Duration) -> Span {
         let struck = self.now();
         self.set_paused(Webhook::Paused, true);
-        thread::sleep(TOLD);
+        thread::sleep(HEARD);
         let from = self.now();
         thread::sleep(broken);
         self.pauses.push(Pause { from, to: self.now() });
@@ -191,7 +192,7 @@ impl Stage {
         (struck, self.now())
     }
 
-    /// The deliveries that wait for the webhook are dropped with it.
+    /// Deletes the webhook, whose waiting deliveries are dropped, and registers it again.
     fn delete(&mut self, broken: Duration) -> Span {
         let webhook = Webhook::Leaving;
         let from = self.first_unaccepted(webhook);
@@ -201,7 +202,7 @@ impl Stage {
         self.unregister(webhook);
         self.receivers.come_back(webhook);
         self.register(webhook);
-        thread::sleep(TOLD);
+        thread::sleep(HEARD);
         self.departures.push(Departure { webhook, from, to: self.producer.next_number() });
         (struck, self.now())
     }
@@ -222,7 +223,7 @@ impl Stage {
         (struck, self.now())
     }
 
-    /// Its messages are deleted with it, and perhaps what RabbitMQ or a notifier held of it.
+    /// Deletes a queue with its messages, and perhaps those that RabbitMQ or a notifier had in hand.
     fn delete_queue(&mut self, target: usize) -> Span {
         let origin = self.queues()[target % QUEUES].clone();
         let (queue, in_hand) = match target % 3 {
@@ -230,7 +231,7 @@ impl Stage {
             1 => (format!("{origin}.retry"), self.fleet.len() * CAPACITY * PREFETCH_COUNT),
             _ => (format!("{origin}.dead"), 0),
         };
-        // Dead letters that are recorded before aren't counted as deleted with the queue.
+        // Dead letters that were recorded before don't count as deleted with the queue.
         self.collect_dead();
         let struck = self.now();
         let deleted = self.broker().delete(&queue).expect("it is there");

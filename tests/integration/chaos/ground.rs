@@ -20,7 +20,7 @@ impl Ground {
     pub(super) fn set(is_cluster: bool) -> (Self, Sandbox) {
         if is_cluster {
             let cluster = Cluster::take();
-            let sandbox = Sandbox::of_quorum_queues(cluster.servers(), QUEUES);
+            let sandbox = Sandbox::with_quorum_queues(cluster.servers(), QUEUES);
             return (Self::Cluster(cluster), sandbox);
         }
         let servers = FaultServers::take_for_long();
@@ -53,11 +53,11 @@ impl Ground {
         }
     }
 
-    /// Closes the connections of the time when nothing passed.
-    pub(super) fn bury_frozen(&self) {
+    /// Closes the connections that were frozen.
+    pub(super) fn close_frozen(&self) {
         if let Self::Pair(pair) = self {
-            pair.to_broker.bury_frozen();
-            pair.to_postgres.bury_frozen();
+            pair.to_broker.close_frozen();
+            pair.to_postgres.close_frozen();
         }
     }
 }

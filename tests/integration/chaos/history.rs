@@ -27,7 +27,7 @@ pub(super) struct History {
 }
 
 impl History {
-    /// The longest time for which nothing from some queue was delivered, between these moments.
+    /// The longest time, between these moments, during which nothing was delivered from one of the queues.
     pub(super) fn longest_gap(&self, from: Moment, to: Moment) -> Duration {
         let gap = |queue: usize| {
             let of_queue = |request: &&Request| {
@@ -51,7 +51,7 @@ impl History {
             let gap = self.longest_gap(strike.struck, strike.recovered);
             let (name, struck) = (strike.fault.name(), strike.struck);
             (gap > most).then(|| {
-                format!("nothing of a queue was delivered for {gap:.1?} at {struck:.1?}: {name}")
+                format!("nothing was delivered from a queue for {gap:.1?} at {struck:.1?}: {name}")
             })
         };
         self.strikes.iter().filter_map(too_long).collect()
@@ -65,8 +65,8 @@ pub(super) struct Published {
     /// The queue that it was published to.
     pub(super) queue: usize,
     pub(super) at: Moment,
-    /// The broker confirmed it. Without a confirm, it may have the event or not: nothing is promised
-    /// about it, and it isn't published again.
+    /// Whether the broker confirmed it. Otherwise the broker may have it or not: nothing is promised about
+    /// it, and it isn't published again.
     pub(super) promised: bool,
 }
 
@@ -76,31 +76,31 @@ pub(super) struct Request {
     pub(super) number: usize,
     pub(super) webhook: Webhook,
     pub(super) at: Moment,
-    /// It was answered 200.
+    /// Whether it was answered 200.
     pub(super) accepted: bool,
 }
 
-/// What was in a dead-letter queue at the end.
+/// A dead letter that was found.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DeadLetter {
     pub(super) number: usize,
     pub(super) webhook: Webhook,
 }
 
-/// During this time [`Webhook::Paused`] was paused, and every notifier knew that.
+/// A time during which [`Webhook::Paused`] was paused, and every notifier knew that.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pause {
     pub(super) from: Moment,
     pub(super) to: Moment,
 }
 
-/// A webhook was deleted, and registered again with another id.
+/// A webhook's deletion, after which it was registered again with another id.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Departure {
     pub(super) webhook: Webhook,
-    /// The number of the first event that its receiver had not accepted when it began.
+    /// The number of the first event that its receiver had not accepted before.
     pub(super) from: usize,
-    /// The number of the first event that goes to the new webhook, whatever any notifier remembers.
+    /// The number of the first event that goes to the new webhook for certain.
     pub(super) to: usize,
 }
 
@@ -119,12 +119,12 @@ pub(super) struct Strike {
     pub(super) cuts: u32,
     /// How many notifiers there were.
     pub(super) notifiers: usize,
-    /// When the step began: if others join, before they do.
+    /// When the step began: if other notifiers join, before they do.
     pub(super) began: Moment,
     /// When it struck.
     pub(super) struck: Moment,
-    /// When what was broken had been repaired.
-    pub(super) healed: Moment,
-    /// When every notifier was ready, and events that were published after the repair arrived.
+    /// When it was repaired.
+    pub(super) repaired: Moment,
+    /// When every notifier was ready, and events published after the repair had arrived.
     pub(super) recovered: Moment,
 }

@@ -14,8 +14,8 @@ use super::{
 const EXAMPLES: usize = 10;
 
 /// Requests within this time of each other may have been under way together, and overtake each other:
-/// threads of a busy machine wait for the CPU, and a connection whose first packet was dropped is tried
-/// again after a second (RFC 6298). It is far shorter than the minute that a delivery without a backlog
+/// on a busy machine threads wait for the CPU, and if the first packet of a connection is dropped, TCP sends
+/// it again after a second (RFC 6298). It is far shorter than the minute that a delivery without a backlog
 /// waits.
 const TOGETHER: Duration = Duration::from_millis(1_500);
 
@@ -34,7 +34,7 @@ pub(super) struct Ledger {
     /// How many requests arrived while their webhook was paused.
     pub(super) while_paused: usize,
     pub(super) rows: BTreeMap<Webhook, Row>,
-    /// The sum of what each strike may cause.
+    /// The most repeats that all faults together may cause.
     pub(super) bound: usize,
     /// When each event first reached any receiver.
     first_came: HashMap<usize, Moment>,
@@ -45,7 +45,7 @@ pub(super) struct Ledger {
 /// The deliveries to one webhook.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Row {
-    /// Of promised events; each is counted in one of the next four.
+    /// Deliveries of promised events. Each is counted in one of the next four.
     pub(super) promised: usize,
     pub(super) delivered: usize,
     /// Dead letters that were never delivered.
@@ -53,24 +53,23 @@ pub(super) struct Row {
     /// Dropped with their webhook.
     pub(super) dropped: usize,
     pub(super) lost: usize,
-    /// Accepted again, or dead after it was accepted; including events that weren't promised.
+    /// Accepted again, or dead although accepted; including events that weren't promised.
     pub(super) repeats: usize,
     /// The repeats that no fault explains.
     pub(super) unexplained: usize,
-    /// Accepted or dead although it doesn't want such an event.
+    /// Accepted or dead although the webhook doesn't want such an event.
     pub(super) unwanted: usize,
-    /// First requests whose order counts: none if a webhook keeps no order, and none for what was on its
-    /// way when a fault struck that disturbs the order.
+    /// First requests whose order counts: none to a webhook that keeps no order, and none for events that
+    /// were on their way when a fault struck that disturbs the order.
     pub(super) ordered: usize,
-    /// Those of these that came after the first request for an event that was published later to the
-    /// same queue.
+    /// Those of them that arrived after the first request for a later event of the same queue.
     pub(super) overtaken: usize,
 }
 
 /// How one delivery ended.
 #[derive(Clone, Debug, Default)]
 struct Ends {
-    /// When it was attempted, as far as the receiver knows.
+    /// When its requests arrived.
     requests: Vec<Moment>,
     /// When it was accepted.
     accepted: Vec<Moment>,
@@ -113,7 +112,7 @@ impl Ledger {
             }
         }
         ledger.enter_order(history);
-        // Deliveries of events that nobody published.
+        // Deliveries of events that were never published.
         for ((number, webhook), ends) in ends {
             ledger.enter(history, number, webhook, &ends, None);
         }
@@ -151,30 +150,31 @@ impl Ledger {
         }
         if let [_, again @ ..] = ends.accepted.as_slice() {
             let first_came = self.first_came.get(&number).copied().unwrap_or_default();
-            // When it became a dead letter isn't known; after everything else, in any case.
+            // It isn't known when it became a dead letter: this counts as after everything else.
             let died = (ends.dead > 0).then_some(Moment::MAX);
             for again in again.iter().copied().chain(died) {
                 row.repeats += 1;
                 if !history.explains(webhook, first_came, &ends.requests, again) {
                     row.unexplained += 1;
-                    examples.push(format!("came without a cause at {again:.3?}: {ends:.3?}"));
+                    examples
+                        .push(format!("was repeated without a cause at {again:.3?}: {ends:.3?}"));
                 }
             }
         }
         for example in examples {
-            self.name(number, webhook, &example);
+            self.add_example(number, webhook, &example);
         }
     }
 
-    /// Which first requests were overtaken: never by a request that may have been under way at the same
-    /// time.
+    /// Counts the first requests that were overtaken: never by a request that may have been under way at
+    /// the same time.
     fn enter_order(&mut self, history: &History) {
         struct Lane {
-            /// When they came, and their numbers, in this order.
+            /// When requests arrived and for which events, in the order of their arrival.
             came: Vec<(Moment, usize)>,
-            /// How many of these came too long ago to be still under way,
+            /// How many of these arrived too long ago to be still under way.
             ended: usize,
-            /// and the highest number among them.
+            /// The highest number among the ended ones.
             highest: Option<usize>,
         }
         let mut seen = HashSet::new();
@@ -206,13 +206,12 @@ impl Ledger {
                 row.overtaken += 1;
                 let published = event.at;
                 let example = format!("of {published:.3?} came at {at:.3?}, after event {later}");
-                self.name(number, webhook, &example);
+                self.add_example(number, webhook, &example);
             }
         }
     }
 
-    /// Records it as an example.
-    fn name(&mut self, number: usize, webhook: Webhook, example: &str) {
+    fn add_example(&mut self, number: usize, webhook: Webhook, example: &str) {
         if self.examples.len() < EXAMPLES {
             self.examples.push(format!("event {number} at {}: {example}", webhook.name()));
         }
@@ -223,14 +222,14 @@ impl Ledger {
         self.rows.values().map(of).sum()
     }
 
-    /// Repeats that no fault explains, at receivers that never failed: another receiver's failure must
+    /// The repeats at receivers that never fail which no fault explains: another receiver's failure must
     /// have caused them.
     pub(super) fn because_of_a_neighbour(&self) -> usize {
         let healthy = self.rows.iter().filter(|(webhook, _)| webhook.is_healthy());
         healthy.map(|(_, row)| row.unexplained).sum()
     }
 
-    /// Dead letters although the receiver would have accepted them sooner or later.
+    /// The dead letters whose receiver would have accepted them sooner or later.
     pub(super) fn given_up(&self) -> usize {
         let others = self.rows.iter().filter(|(webhook, _)| !webhook.may_be_given_up());
         others.map(|(_, row)| row.dead).sum()
@@ -252,7 +251,8 @@ impl Ledger {
         must_be_zero(self.total(|row| row.unwanted), "deliveries were not wanted");
         must_be_zero(self.while_paused, "requests came while their webhook was paused");
         if repeats > self.bound {
-            problems.push(format!("{repeats} repeats, and at most {} are explained", self.bound));
+            problems
+                .push(format!("{repeats} repeats: the faults can cause at most {}", self.bound));
         }
         let (ordered, overtaken) = (self.total(|row| row.ordered), self.total(|row| row.overtaken));
         if overtaken * ORDERED_PER_OVERTAKEN > ordered {

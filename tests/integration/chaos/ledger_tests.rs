@@ -15,8 +15,8 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// One promised event of that kind, accepted everywhere at 10 s, except by the dead receiver, where it
-/// is a dead letter.
+/// The history of one promised event of that kind: at 10 s all receivers accept it, except the dead one,
+/// whose delivery is a dead letter.
 fn good(kind: Kind) -> History {
     let mut history = History::default();
     history.events.push(Published { kind, queue: 0, at: ms(9_900), promised: true });
@@ -34,9 +34,9 @@ fn accepted(webhook: Webhook, at: u64) -> Request {
 }
 
 fn strike(fault: Fault, struck: u64) -> Strike {
-    let (struck, healed, recovered) = (ms(struck), ms(struck + 100), ms(struck + 500));
+    let (struck, repaired, recovered) = (ms(struck), ms(struck + 100), ms(struck + 500));
     let began = struck;
-    Strike { fault, cuts: 1, notifiers: 1, began, struck, healed, recovered }
+    Strike { fault, cuts: 1, notifiers: 1, began, struck, repaired, recovered }
 }
 
 #[track_caller]
@@ -67,7 +67,7 @@ fn a_run_in_which_each_delivery_has_one_end_is_good() {
 }
 
 #[test]
-fn what_was_promised_and_neither_arrived_nor_died_is_lost() {
+fn a_promised_delivery_that_neither_arrived_nor_died_is_lost() {
     let mut history = good(Kind::Plain);
     history.requests.remove(0);
     // A 503 is no delivery.
@@ -82,7 +82,7 @@ fn what_was_promised_and_neither_arrived_nor_died_is_lost() {
 }
 
 #[test]
-fn what_was_not_promised_may_be_missing() {
+fn an_event_that_was_not_promised_may_be_missing() {
     let mut history = good(Kind::Plain);
     history.events[0].promised = false;
     history.requests.clear();
@@ -91,11 +91,11 @@ fn what_was_not_promised_may_be_missing() {
 }
 
 #[test]
-fn a_repeat_that_no_fault_explains_is_a_neighbours() {
+fn a_repeat_that_no_fault_explains_is_blamed_on_a_neighbour() {
     let mut history = good(Kind::Plain);
     history.requests.push(accepted(HEALTHY, 12_000));
     let unexplained =
-        ["1 repeats are not explained by a fault", "1 repeats, and at most 0 are explained"];
+        ["1 repeats are not explained by a fault", "1 repeats: the faults can cause at most 0"];
     let ledger = check(&history, &unexplained);
     assert_eq!(ledger.because_of_a_neighbour(), 1);
 
@@ -126,7 +126,7 @@ fn a_repeat_after_a_fault_that_struck_while_the_message_was_in_hand_is_explained
 }
 
 #[test]
-fn a_delivery_that_was_held_back_may_have_been_doubled_before_its_first_request() {
+fn a_delivery_that_was_held_back_may_be_duplicated_before_its_first_request() {
     for (webhook, struck, explained) in [
         // When the event reached the others.
         (HEALTHY, 10_100, true),
@@ -147,7 +147,7 @@ fn a_delivery_that_was_held_back_may_have_been_doubled_before_its_first_request(
 }
 
 #[test]
-fn what_a_receiver_that_never_fails_has_had_for_long_no_fault_doubles() {
+fn no_fault_explains_a_repeat_of_what_a_healthy_receiver_has_had_for_long() {
     for (webhook, explained) in [
         (HEALTHY, false),
         (Webhook::Far, false),
@@ -169,7 +169,7 @@ fn what_a_receiver_that_never_fails_has_had_for_long_no_fault_doubles() {
 }
 
 #[test]
-fn what_was_deleted_with_its_queue_may_be_lost_and_no_more() {
+fn no_more_may_be_lost_than_was_deleted_with_a_queue() {
     let mut history = good(Kind::Plain);
     history.requests.retain(|request| !request.webhook.is_healthy());
     history.deleted = 2;
@@ -179,7 +179,7 @@ fn what_was_deleted_with_its_queue_may_be_lost_and_no_more() {
 }
 
 #[test]
-fn only_what_hangs_each_time_or_is_never_there_may_be_dead() {
+fn only_receivers_that_always_hang_or_are_never_there_may_have_dead_letters() {
     for webhook in Webhook::ALL {
         let kind = Kind::ALL.into_iter().find(|kind| webhook.wants(*kind)).expect("a kind");
         let mut history = good(kind);
@@ -192,13 +192,13 @@ fn only_what_hangs_each_time_or_is_never_there_may_be_dead() {
 }
 
 #[test]
-fn a_fault_that_doubled_a_failed_attempt_explains_that_its_retry_is_accepted_twice() {
+fn a_fault_that_duplicated_a_failed_attempt_explains_that_its_retry_arrives_twice() {
     let mut history = good(Kind::Plain);
     history.requests.push(Request { accepted: false, ..accepted(Webhook::Flaky, 8_000) });
     history.requests.push(accepted(Webhook::Flaky, 10_100));
     check(
         &history,
-        &["1 repeats are not explained by a fault", "1 repeats, and at most 0 are explained"],
+        &["1 repeats are not explained by a fault", "1 repeats: the faults can cause at most 0"],
     );
     history.strikes = vec![strike(Fault::BrokerStopped, 8_100)];
     check(&history, &[]);
@@ -213,11 +213,11 @@ fn more_repeats_than_the_faults_can_cause_are_too_many() {
     let ledger = check(&history, &[]);
     assert_eq!(ledger.bound, 384);
     history.requests.push(accepted(HEALTHY, 12_000));
-    check(&history, &["385 repeats, and at most 384 are explained"]);
+    check(&history, &["385 repeats: the faults can cause at most 384"]);
 }
 
 #[test]
-fn dead_after_delivered_is_a_repeat_and_dead_in_place_of_delivered_is_wrong() {
+fn dead_after_delivered_is_a_repeat_and_dead_instead_of_delivered_is_wrong() {
     let mut history = good(Kind::Plain);
     history.dead.push(DeadLetter { number: 0, webhook: HEALTHY });
     history.strikes = vec![strike(Fault::NotifierKilled, 10_000)];
@@ -229,7 +229,7 @@ fn dead_after_delivered_is_a_repeat_and_dead_in_place_of_delivered_is_wrong() {
 }
 
 #[test]
-fn what_nobody_wanted_or_published_must_not_arrive() {
+fn a_delivery_that_no_webhook_wanted_or_of_no_published_event_must_not_arrive() {
     let mut history = good(Kind::Plain);
     history.requests.push(accepted(Webhook::Hanging, 10_000));
     history.requests.push(Request { number: 7, ..accepted(HEALTHY, 10_000) });
@@ -237,7 +237,7 @@ fn what_nobody_wanted_or_published_must_not_arrive() {
 }
 
 #[test]
-fn what_waited_for_a_webhook_that_was_deleted_is_dropped_and_nothing_else_is() {
+fn deliveries_that_waited_for_a_deleted_webhook_are_dropped_and_no_others() {
     let without = |webhook: Webhook| {
         let mut history = good(Kind::Changes);
         history.requests.retain(|request| request.webhook != webhook);
@@ -274,8 +274,8 @@ fn nothing_is_sent_to_a_webhook_while_it_is_paused() {
     }
 }
 
-/// Plain events, the first published at 10 s and each following one a second later, that reach a healthy
-/// receiver at these times.
+/// The history of plain events, published from 10 s on, one per second, that reach a healthy receiver at
+/// these times.
 fn came(at: &[u64]) -> History {
     let mut history = History::default();
     for (number, at) in at.iter().enumerate() {
@@ -296,11 +296,11 @@ fn overtaken(history: &History) -> (usize, usize) {
 }
 
 #[test]
-fn a_delivery_is_overtaken_if_a_later_event_came_so_long_before_that_it_was_not_under_way() {
+fn a_delivery_is_overtaken_by_a_later_event_that_was_no_longer_under_way() {
     assert_eq!(overtaken(&came(&[10_001, 11_001, 12_001])), (0, 3));
     assert_eq!(overtaken(&came(&[20_000, 11_001, 12_001])), (1, 3));
     assert_eq!(overtaken(&came(&[20_000, 20_010, 12_001])), (2, 3));
-    // It may still have been under way.
+    // The later event may still have been under way.
     assert_eq!(overtaken(&came(&[20_000, 18_501, 21_000])), (0, 3));
     assert_eq!(overtaken(&came(&[20_000, 18_500, 21_000])), (1, 3));
     check(&came(&[20_000, 11_001]), &["1 of 2 deliveries came out of order"]);
@@ -319,7 +319,7 @@ fn one_of_a_thousand_may_be_out_of_order() {
 }
 
 #[test]
-fn order_is_that_of_first_requests_in_one_queue() {
+fn the_order_is_that_of_first_requests_in_one_queue() {
     // A retry: its first request was in order.
     let mut history = came(&[20_000, 11_001]);
     history.requests.insert(0, Request { accepted: false, ..accepted(HEALTHY, 10_001) });
@@ -339,7 +339,7 @@ fn order_is_that_of_first_requests_in_one_queue() {
 }
 
 #[test]
-fn what_was_on_its_way_when_a_fault_disturbed_the_order_does_not_count() {
+fn deliveries_on_their_way_when_a_fault_disturbs_the_order_do_not_count() {
     for (fault, struck, expected) in [
         (Fault::NotifierKilled, 15_000, (0, 1)),
         (Fault::NotifierTerminated, 15_000, (0, 1)),

@@ -1,4 +1,4 @@
-//! Faults in a cluster: never in two of its servers at once.
+//! Faults in a cluster: never of two of its servers at once.
 
 use std::{thread, time::Duration};
 
@@ -56,16 +56,16 @@ impl Stage {
         (struck, self.now())
     }
 
-    /// Afterwards the former primary is the standby.
+    /// Kills the primary and promotes the standby. Afterwards the former primary is the standby.
     fn lose_primary(&mut self, broken: Duration) -> Span {
         let struck = self.now();
         let primary = self.ground.cluster().primary();
         self.ground.cluster().kill_primary();
         thread::sleep(broken);
         self.ground.cluster().promote();
-        let before = self.paused();
+        let before = self.held_for_pauses();
         self.set_paused(Webhook::Paused, true);
-        if !self.await_that(HONOURED, |stage| stage.paused() > before) {
+        if !self.await_that(HONOURED, |stage| stage.held_for_pauses() > before) {
             self.problems
                 .push(format!("no change was honoured within {HONOURED:?} of a promotion"));
         }
@@ -75,7 +75,7 @@ impl Stage {
     }
 
     /// How many deliveries were held back because of a pause.
-    fn paused(&self) -> f64 {
+    fn held_for_pauses(&self) -> f64 {
         let held = [("reason", "paused")];
         let of =
             |one: &crate::harness::Notifier| one.metric("webhook_deliveries_held_total", &held);

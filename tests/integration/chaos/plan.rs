@@ -1,4 +1,4 @@
-//! Which faults strike, in which order, and for how long: drawn from the seed alone, never from what
+//! Which faults strike, in which order, and for how long. Only the seed determines this, never what
 //! happens, so that the same seed causes the same faults.
 
 use std::{collections::BTreeSet, time::Duration};
@@ -10,7 +10,7 @@ use fastrand::Rng;
 pub(super) enum Fault {
     NotifierKilled,
     NotifierTerminated,
-    /// Two more notifiers join one after the other, and two of the three end, as the step says.
+    /// Two more notifiers join, one after the other, and two of the three end, as the step says.
     ThreeNotifiers,
     BrokerKilled,
     BrokerStopped,
@@ -19,9 +19,9 @@ pub(super) enum Fault {
     PostgresFrozen,
     /// The broker is short of memory: it takes no messages, and confirms none.
     MemoryAlarm,
-    /// The same, and a notifier is killed with everything that it couldn't publish.
+    /// The same, and a notifier is killed together with everything that it couldn't publish.
     KilledInAlarm,
-    /// The network is cut within a message that a notifier publishes, several times.
+    /// The network is cut several times, in the middle of a message that a notifier publishes.
     Cut,
     /// A receiver answers 503.
     ReceiverAway,
@@ -32,21 +32,21 @@ pub(super) enum Fault {
     WebhookDeleted,
     /// A policy makes one of our queues refuse messages, and is removed.
     QueueRefuses,
-    /// Somebody deletes one of our queues with its messages,
+    /// One of our queues is deleted with its messages.
     QueueDeleted,
-    /// or one of our exchanges.
+    /// One of our exchanges is deleted.
     ExchangeDeleted,
-    /// Deliveries wait whose retry queue is gone: those of another notifier, which ended.
+    /// Another notifier has ended and left deliveries behind whose retry queue is gone.
     StrangersLeft,
-    /// In a RabbitMQ cluster: one node crashes,
+    /// A node of a RabbitMQ cluster crashes.
     NodeKilled,
-    /// stops in order,
+    /// A node stops in order.
     NodeStopped,
-    /// freezes with open sockets, until it is killed,
+    /// A node freezes with open sockets, until it is killed.
     NodeFrozen,
-    /// or is cut off from the others, and sees that it is in the minority;
+    /// A node is cut off from the others, and sees that it is in the minority.
     NodeIsolated,
-    /// or each is restarted, one after another.
+    /// All nodes are restarted, one after another.
     RollingRestart,
     /// PostgreSQL's primary crashes, and its standby is promoted.
     PrimaryKilled,
@@ -89,8 +89,8 @@ impl Fault {
         Self::WebhookDeleted,
     ];
 
-    /// The longest time for which nothing from a queue may be delivered, if that is limited: meanwhile a
-    /// cluster's other nodes work.
+    /// The longest time during which nothing may be delivered from a queue, if there is a limit: the other
+    /// nodes of a cluster work meanwhile.
     pub(super) fn longest_gap(self) -> Option<Duration> {
         match self {
             Self::NodeKilled | Self::NodeStopped | Self::RollingRestart | Self::PrimaryKilled => {
@@ -111,7 +111,7 @@ impl Fault {
             Self::BrokerFrozen => "broker's network frozen",
             Self::PostgresFrozen => "PostgreSQL's network frozen",
             Self::MemoryAlarm => "broker's memory alarm",
-            Self::KilledInAlarm => "notifier killed in the alarm",
+            Self::KilledInAlarm => "notifier killed in an alarm",
             Self::Cut => "network cut in a message",
             Self::ReceiverAway => "receiver away",
             Self::WebhookPaused => "webhook paused",
@@ -119,7 +119,7 @@ impl Fault {
             Self::QueueRefuses => "queue refuses messages",
             Self::QueueDeleted => "queue deleted",
             Self::ExchangeDeleted => "exchange deleted",
-            Self::StrangersLeft => "another's queue of retries gone",
+            Self::StrangersLeft => "another's retry queue gone",
             Self::NodeKilled => "node killed",
             Self::NodeStopped => "node stopped",
             Self::NodeFrozen => "node frozen",
@@ -129,8 +129,9 @@ impl Fault {
         }
     }
 
-    /// Whether what was under way may arrive later than what was published after it: notifiers hand it
-    /// back, or there are several. What happens to receivers and webhooks must not change the order.
+    /// Whether events that were under way may arrive later than others that were published after them,
+    /// because notifiers hand them back or there are several. Faults of receivers and webhooks must not
+    /// change the order.
     pub(super) fn disturbs_order(self) -> bool {
         !matches!(self, Self::ReceiverAway | Self::WebhookPaused | Self::WebhookDeleted)
     }
@@ -140,7 +141,7 @@ impl Fault {
         match self {
             Self::NotifierKilled | Self::NotifierTerminated | Self::Cut => (0, 1),
             Self::QueueDeleted | Self::ExchangeDeleted | Self::StrangersLeft => (0, 1),
-            // Longer than it takes to publish elsewhere what is refused.
+            // Longer than it takes to publish a refused message elsewhere.
             Self::QueueRefuses => (2_000, 8_000),
             Self::BrokerFrozen | Self::PostgresFrozen => (500, 6_500),
             // The other nodes notice after 5 s.
@@ -148,8 +149,8 @@ impl Fault {
             Self::NodeKilled | Self::NodeStopped | Self::RollingRestart | Self::PrimaryKilled => {
                 (1_000, 5_000)
             }
-            // Long enough that a circuit breaker opens and deliveries wait; short compared with the
-            // schedule, whose last attempt comes after 7.5 s.
+            // Long enough that a circuit breaker opens and deliveries wait, and shorter than the schedule,
+            // whose last attempt is made after 7.5 s.
             Self::ReceiverAway | Self::WebhookPaused | Self::WebhookDeleted => (2_500, 5_000),
             Self::ThreeNotifiers
             | Self::BrokerKilled
@@ -167,16 +168,17 @@ pub(super) struct Step {
     pub(super) fault: Fault,
     /// How long it stays broken.
     pub(super) broken: Duration,
-    /// How long nothing fails before that, after everything worked. Longer than a second: RabbitMQ
-    /// itself loses a quorum queue that was declared less than that before a SIGKILL.
+    /// How long everything works before that. Longer than a second: RabbitMQ itself loses a quorum queue
+    /// that was declared less than a second before a SIGKILL.
     pub(super) peace: Duration,
-    /// Which notifier, modulo how many there are.
+    /// The number of the notifier, modulo how many there are.
     pub(super) victim: usize,
-    /// [`Fault::ThreeNotifiers`]: the first by SIGKILL and the second by SIGTERM, otherwise vice versa.
+    /// [`Fault::ThreeNotifiers`]: whether the first ends by SIGKILL and the second by SIGTERM, or vice
+    /// versa.
     pub(super) kills: bool,
     /// [`Fault::Cut`]: how often.
     pub(super) cuts: u32,
-    /// Which queue or exchange, modulo how many there are.
+    /// The number of the queue or exchange, modulo how many there are.
     pub(super) target: usize,
 }
 
@@ -221,13 +223,13 @@ fn steps(seed: u64, count: usize) -> Vec<Step> {
 }
 
 #[test]
-fn the_same_seed_makes_the_same_plan_and_another_one_another() {
+fn the_same_seed_makes_the_same_plan_and_another_seed_another() {
     assert_eq!(steps(7, 50), steps(7, 50));
     assert_ne!(steps(7, 50), steps(8, 50));
 }
 
 #[test]
-fn each_round_holds_every_fault_once() {
+fn each_round_has_every_fault_once() {
     for seed in 0..100 {
         for round in steps(seed, 3 * Fault::ALL.len()).chunks(Fault::ALL.len()) {
             let faults: BTreeSet<_> = round.iter().map(|step| step.fault).collect();
@@ -237,7 +239,7 @@ fn each_round_holds_every_fault_once() {
 }
 
 #[test]
-fn a_frozen_network_is_noticed_in_some_steps_and_thaws_before_in_others() {
+fn some_freezes_are_long_enough_to_be_noticed_and_others_thaw_before() {
     let frozen = |step: &Step| step.fault == Fault::BrokerFrozen;
     let lengths: Vec<_> = steps(1, 1_000).into_iter().filter(frozen).collect();
     assert!(lengths.iter().any(|step| step.broken > Duration::from_secs(6)));

@@ -1,5 +1,5 @@
-//! A producer as it should be: persistent and mandatory messages, publisher confirms, a steady rate, and
-//! no end at any failure of the broker.
+//! A producer as it should be: it publishes persistent and mandatory messages at a steady rate, waits for
+//! their confirms, and continues after every failure of the broker.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -24,7 +24,7 @@ const LAST_CONFIRMS: Duration = Duration::from_secs(10);
 /// How old a channel must be before it is replaced because a message was refused.
 const FRESH_CHANNEL: Duration = Duration::from_secs(1);
 
-/// Extends the body to a usual size.
+/// Bytes that extend the body to a usual size.
 const PADDING: usize = 200;
 
 /// What to publish, and where.
@@ -56,7 +56,7 @@ impl Producer {
         Self { events, alive: Some(alive), thread: Some(thread) }
     }
 
-    /// The next event's number; each later one gets a higher one.
+    /// The number of the next event. Numbers increase.
     pub(super) fn next_number(&self) -> usize {
         lock(&self.events).len()
     }
@@ -89,8 +89,8 @@ struct Work {
 impl Work {
     fn run(self) {
         for url in self.output.urls.iter().cycle() {
-            // What is unconfirmed when the connection ends stays so: if it were published again, it
-            // might exist twice, and nobody could tell who repeated it.
+            // Events that are unconfirmed when the connection ends stay so: if they were published again,
+            // they might exist twice, and no one could tell whether the producer or the notifier repeated them.
             let ended = self.session(url).is_ok();
             if ended || self.ended.recv_timeout(RECONNECT) != Err(RecvTimeoutError::Timeout) {
                 return;
@@ -100,7 +100,7 @@ impl Work {
 
     /// One connection's life; an error if it was lost.
     fn session(&self, url: &str) -> Result<()> {
-        // While RabbitMQ has an alarm, or is stopping, every call may take a while.
+        // Without time limits, calls would hang while RabbitMQ has an alarm or is stopping.
         let mark = if url.contains('?') { '&' } else { '?' };
         let url = format!("{url}{mark}heartbeat=5&connection_timeout=2000");
         let mut connection = Connection::insecure_open(&url)?;
@@ -120,7 +120,7 @@ impl Work {
         let interval = Duration::from_secs(1) / self.output.rate;
         let began = Instant::now();
         let mut due = began;
-        // RabbitMQ may go on to refuse on a channel what it would take on another one.
+        // RabbitMQ may continue to refuse on a channel what it would take on another one.
         while !(confirmed.is_refused && began.elapsed() >= FRESH_CHANNEL) {
             select! {
                 recv(self.ended) -> _ => break,
@@ -180,15 +180,15 @@ impl Confirmed<'_> {
         let has_it = matches!(confirm, Confirm::Ack(_));
         self.is_refused |= !has_it;
         for tag in self.tags.settled_by(&confirm) {
-            // Tags count from 1. What the broker refused it doesn't have.
+            // Tags count from 1.
             let number = self.first + usize::try_from(tag).expect("a small number") - 1;
             lock(self.events)[number].promised = has_it && !self.returned.remove(&number);
         }
     }
 }
 
-/// The delivery tags of a channel that the broker has neither acked nor refused. amiquip's `ConfirmSmoother`
-/// makes an ack of a nack which a later ack of several covers.
+/// The delivery tags of a channel that the broker has neither acked nor nacked. amiquip's `ConfirmSmoother`
+/// can't be used: it turns a nack into an ack if a later ack covers its tag, too.
 #[derive(Default)]
 struct Tags {
     published: u64,
@@ -212,7 +212,7 @@ impl Tags {
 }
 
 #[test]
-fn what_the_broker_refused_stays_refused_when_a_later_ack_covers_its_tag() {
+fn a_nacked_message_stays_refused_when_a_later_ack_covers_its_tag() {
     let mut tags = Tags::default();
     (0..4).for_each(|_| tags.published());
     let payload = |delivery_tag, multiple| ConfirmPayload { delivery_tag, multiple };

@@ -31,7 +31,7 @@ struct Seen {
     away: Mutex<HashSet<Webhook>>,
     /// By queue, one more than the highest number that a healthy receiver accepted.
     newest: [AtomicUsize; QUEUES],
-    /// Requests for none of our paths or events.
+    /// The number of requests to none of our paths or for none of our events.
     strays: AtomicUsize,
 }
 
@@ -75,7 +75,7 @@ impl Receivers {
     }
 
     /// Whether an event with at least that number has arrived from each queue.
-    pub(super) fn have_come_to(&self, number: usize) -> bool {
+    pub(super) fn have_reached(&self, number: usize) -> bool {
         self.seen.newest.iter().all(|newest| newest.load(Ordering::SeqCst) > number)
     }
 

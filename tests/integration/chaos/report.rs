@@ -19,15 +19,15 @@ pub(super) fn report(settings: &Settings, played: &Played, ledger: &Ledger) -> S
     let mut lines = vec![
         format!("seed           {}", settings.seed),
         format!(
-            "lasted         {seconds:.0} s with events, {:.1} s until all had arrived",
+            "duration       {seconds:.0} s with events, then {:.1} s until all had arrived",
             played.drained_in.as_secs_f64()
         ),
         format!(
-            "rate           {rate:.0} events per second, of {} while the broker takes them",
+            "rate           {rate:.0} events per second ({} while the broker takes them)",
             settings.rate
         ),
         format!(
-            "events         {} promised, {} unconfirmed (nothing is promised about these)",
+            "events         {} promised, {} unconfirmed (these may be missing)",
             ledger.promised, ledger.unconfirmed
         ),
         format!("requests       {} at the receivers", ledger.requests),
@@ -41,12 +41,12 @@ pub(super) fn report(settings: &Settings, played: &Played, ledger: &Ledger) -> S
     }
     lines.extend([
         format!(
-            "lost           {}, of at most {} that were deleted with their queue",
+            "lost           {} (at most {}: those that were deleted with their queue)",
             ledger.total(|row| row.lost),
             ledger.deleted
         ),
         format!(
-            "repeats        {}, of at most {} that the faults can cause",
+            "repeats        {} (at most {}: those that the faults can cause)",
             ledger.total(|row| row.repeats),
             ledger.bound
         ),
@@ -135,7 +135,7 @@ fn faults(history: &History) -> Vec<String> {
         });
         row.count += 1;
         row.bound += strike.bound(requests);
-        row.longest = row.longest.max(strike.recovered - strike.healed);
+        row.longest = row.longest.max(strike.recovered - strike.repaired);
         row.gap = row.gap.max(history.longest_gap(strike.struck, strike.recovered));
     }
     let mut lines = vec![format!(
@@ -149,7 +149,7 @@ fn faults(history: &History) -> Vec<String> {
             fault.name()
         ));
     }
-    let mut order = String::from("in this order: ");
+    let mut order = String::from("order of faults: ");
     for (n, strike) in strikes.iter().enumerate() {
         let _ = write!(order, "{}{}", if n > 0 { ", " } else { "" }, strike.fault.name());
     }

@@ -1,17 +1,18 @@
-//! DURATION, RATE, SEED and CLUSTER: how long, how many events, which run, and on which servers.
+//! DURATION, RATE, SEED and CLUSTER: how long a run takes, how many events it publishes, what it does, and
+//! on which servers.
 
 use std::{env, time::Duration};
 
 /// A run's options.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Settings {
-    /// The run's duration, without its end (repair, draining).
+    /// The run's duration, without the last repair and the drain.
     pub(super) duration: Duration,
     /// Events per second, over all queues.
     pub(super) rate: u32,
     /// The seed of all random decisions.
     pub(super) seed: u64,
-    /// On a cluster instead of one RabbitMQ and one PostgreSQL.
+    /// Whether it runs on a cluster instead of one RabbitMQ and one PostgreSQL.
     pub(super) is_cluster: bool,
 }
 

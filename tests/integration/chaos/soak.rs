@@ -5,17 +5,17 @@ use std::{thread, time::Duration};
 use super::{conclude, settings::Settings, stage::Stage};
 use crate::harness::FaultServers;
 
-/// The reference is what the process held after this time, or after a tenth of a shorter run.
+/// The reference is what the process uses after this time, or after a tenth of a shorter run.
 const WARM_UP: Duration = Duration::from_secs(60);
 
-/// Queries and fan-outs run in threads that live for milliseconds, with their own files: so each figure
-/// is the median of several readings, at these intervals.
+/// Queries and fan-outs run in threads that live for milliseconds, with files of their own. So each figure
+/// is the median of readings over this time, at this interval.
 const WATCHED_FOR: Duration = Duration::from_secs(10);
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// A process's resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Held {
+struct Resources {
     resident_kib: usize,
     threads: usize,
     files: usize,
@@ -45,8 +45,8 @@ fn under_steady_load_with_failing_receivers_nothing_grows() {
     conclude(&settings, "soak", stage.finish());
 }
 
-/// Waits until that time, and returns what the notifier held towards its end.
-fn watch(stage: &Stage, until: Duration) -> Held {
+/// Waits until that time, and returns what the notifier used shortly before.
+fn watch(stage: &Stage, until: Duration) -> Resources {
     let notifier = &stage.fleet[0];
     thread::sleep(until.saturating_sub(stage.now()).saturating_sub(WATCHED_FOR));
     let mut seen = Vec::new();
@@ -60,7 +60,7 @@ fn watch(stage: &Stage, until: Duration) -> Held {
         values[values.len() / 2]
     };
     let (connections, channels) = at_the_broker(&stage.ground.pair().servers);
-    let held = Held {
+    let used = Resources {
         resident_kib: median(|[resident, _, _]| *resident),
         threads: median(|[_, threads, _]| *threads),
         files: median(|[_, _, files]| *files),
@@ -71,13 +71,13 @@ fn watch(stage: &Stage, until: Duration) -> Held {
         "{:>7.0} s {:>9} {:>12} {:>8} {:>6} {:>12} {:>9}",
         stage.now().as_secs_f64(),
         stage.receivers.requests().len(),
-        held.resident_kib,
-        held.threads,
-        held.files,
-        held.connections,
-        held.channels
+        used.resident_kib,
+        used.threads,
+        used.files,
+        used.connections,
+        used.channels
     );
-    held
+    used
 }
 
 /// The notifiers' connections and channels at the broker, by the connections' names.
@@ -91,19 +91,19 @@ fn at_the_broker(servers: &FaultServers) -> (usize, usize) {
     (ours.len(), channels.sum())
 }
 
-/// What has grown by more than 10 %, as text; one more is allowed for small numbers.
-fn growth(first: Held, last: Held) -> Vec<String> {
-    let grown = |what: &str, of: fn(&Held) -> usize| {
+/// The figures that have grown by more than 10 %, as text. Small numbers may grow by one.
+fn growth(first: Resources, last: Resources) -> Vec<String> {
+    let grown = |what: &str, of: fn(&Resources) -> usize| {
         let (before, after) = (of(&first), of(&last));
         let limit = (before + before / 10).max(before + 1);
         (after > limit).then(|| format!("{what} grew from {before} to {after}"))
     };
     [
-        grown("resident memory (KiB)", |held| held.resident_kib),
-        grown("threads", |held| held.threads),
-        grown("open files", |held| held.files),
-        grown("AMQP connections", |held| held.connections),
-        grown("AMQP channels", |held| held.channels),
+        grown("resident memory (KiB)", |used| used.resident_kib),
+        grown("threads", |used| used.threads),
+        grown("open files", |used| used.files),
+        grown("AMQP connections", |used| used.connections),
+        grown("AMQP channels", |used| used.channels),
     ]
     .into_iter()
     .flatten()
@@ -111,12 +111,13 @@ fn growth(first: Held, last: Held) -> Vec<String> {
 }
 
 #[test]
-fn growth_is_what_exceeds_a_tenth_or_one() {
-    let first = Held { resident_kib: 10_000, threads: 20, files: 9, connections: 8, channels: 15 };
+fn growth_means_more_than_a_tenth_and_more_than_one() {
+    let first =
+        Resources { resident_kib: 10_000, threads: 20, files: 9, connections: 8, channels: 15 };
     assert_eq!(growth(first, first), Vec::<String>::new());
-    let tolerated = Held { resident_kib: 11_000, threads: 22, files: 10, ..first };
+    let tolerated = Resources { resident_kib: 11_000, threads: 22, files: 10, ..first };
     assert_eq!(growth(first, tolerated), Vec::<String>::new());
-    let grown = Held { resident_kib: 11_001, channels: 17, ..first };
+    let grown = Resources { resident_kib: 11_001, channels: 17, ..first };
     let expected =
         ["resident memory (KiB) grew from 10000 to 11001", "AMQP channels grew from 15 to 17"];
     assert_eq!(growth(first, grown), expected);

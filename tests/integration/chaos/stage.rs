@@ -20,28 +20,28 @@ use super::{
     receivers::Receivers,
     settings::Settings,
 };
-use crate::harness::{Broker, Notifier, SOON, Sandbox, broker};
+use crate::harness::{Broker, Notifier, SOON, Sandbox, Signal, broker};
 
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// If nothing is delivered, parked or dead for this long, nothing more will come. RabbitMQ's worker for
+/// If nothing is delivered, parked or dead for this long, nothing more will arrive. RabbitMQ's worker for
 /// expired messages publishes one again if it wasn't confirmed within three minutes
-/// (`dead_letter_worker_publisher_confirm_timeout`): it may have published to a queue that wasn't up yet
-/// after a crash.
+/// (`dead_letter_worker_publisher_confirm_timeout`): after a crash it may have published to a queue that
+/// wasn't available yet.
 const STALLED: Duration = Duration::from_secs(200);
 
-/// If nothing moves for this long and the queues are empty, what is still open was deleted with a queue:
-/// longer than a request and its consequences take.
+/// If nothing moves for this long and the queues are empty, the open deliveries were deleted with a queue.
+/// It is longer than a request and its consequences take.
 const SETTLED: Duration = Duration::from_secs(15);
 
 const ORPHANED: &str = "webhooks.orphaned";
 
-/// In the sandbox's own schema.
+/// Finds the column in the sandbox's own schema.
 const PAUSED_COLUMN: &str = "SELECT FROM information_schema.columns WHERE table_schema = \
                              current_schema() AND table_name = 'webhooks' AND column_name = \
                              'paused_at'";
 
-/// The time for a confirm while nothing is broken.
+/// A confirm arrives within this time while nothing is broken.
 const CONFIRMED: Duration = Duration::from_secs(2);
 
 const POLL: Duration = Duration::from_millis(50);
@@ -59,13 +59,13 @@ pub(super) struct Stage {
     pub(super) strikes: Vec<Strike>,
     pub(super) pauses: Vec<Pause>,
     pub(super) departures: Vec<Departure>,
-    /// What was in the dead-letter queues.
+    /// The dead letters found so far.
     dead: Vec<DeadLetter>,
     /// How many deliveries may have been deleted with their queue.
     pub(super) deleted: usize,
     /// The events of deliveries that no notifier consumes.
     pub(super) strangers: HashSet<String>,
-    /// Whether the table of webhooks supports pauses: an older binary's table doesn't.
+    /// Whether the table of webhooks supports pauses: that of an older binary doesn't.
     pub(super) can_pause: bool,
     /// Problems that don't concern the ledger, as text.
     pub(super) problems: Vec<String>,
@@ -86,7 +86,7 @@ pub(super) struct Played {
 }
 
 impl Stage {
-    /// Returns when one notifier is ready and events are on their way.
+    /// Starts everything. Returns when one notifier is ready and events are on their way.
     pub(super) fn set(settings: &Settings) -> Self {
         let (ground, sandbox) = Ground::set(settings.is_cluster);
         let cast = Cast { seed: settings.seed };
@@ -152,13 +152,13 @@ impl Stage {
             if Instant::now() >= deadline {
                 return false;
             }
-            self.replace_fallen();
+            self.replace_ended();
             thread::sleep(POLL);
         }
         true
     }
 
-    fn replace_fallen(&mut self) {
+    fn replace_ended(&mut self) {
         let fleet = mem::take(&mut self.fleet);
         for mut notifier in fleet {
             if notifier.is_running() {
@@ -171,26 +171,26 @@ impl Stage {
         }
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub(super) fn kill(&mut self, victim: usize) {
         let mut notifier = self.fleet.remove(victim % self.fleet.len());
-        notifier.signal("KILL");
+        notifier.signal(Signal::KILL);
         notifier.wait_exit(SOON);
         self.keep_log(&notifier);
     }
 
-    /// SIGTERM, which must end it cleanly and in time.
+    /// Sends SIGTERM, which must end it cleanly and in time.
     pub(super) fn terminate(&mut self, victim: usize) {
         let mut notifier = self.fleet.remove(victim % self.fleet.len());
         let asked = Instant::now();
-        notifier.signal("TERM");
+        notifier.signal(Signal::TERM);
         while notifier.is_running() && asked.elapsed() < SOON {
             thread::sleep(POLL);
         }
         let took = asked.elapsed();
         if notifier.is_running() {
             self.problems.push(format!("SIGTERM did not end a notifier within {SOON:?}"));
-            notifier.signal("KILL");
+            notifier.signal(Signal::KILL);
         } else if took > SHUTDOWN_TIMEOUT {
             self.problems.push(format!("a notifier took {took:.1?} to end after SIGTERM"));
         }
@@ -212,14 +212,14 @@ impl Stage {
         self.webhooks.insert(id, webhook);
     }
 
-    /// Its id stays known: earlier dead letters have it.
+    /// Deletes a webhook. Its id stays known, since earlier dead letters have it.
     pub(super) fn unregister(&self, webhook: Webhook) {
         let sql = "DELETE FROM webhooks WHERE post_url = $1";
         self.sandbox.database.execute(sql, &[&self.receivers.url(webhook)]);
     }
 
-    /// The number of the first event that the webhook was promised, or may be promised in a moment, and
-    /// hasn't accepted yet.
+    /// The number of the first event that its receiver hasn't accepted yet, of those that are promised or
+    /// may be confirmed in a moment.
     pub(super) fn first_unaccepted(&self, webhook: Webhook) -> usize {
         let now = self.now();
         let events = self.producer.events();
@@ -242,14 +242,14 @@ impl Stage {
         self.logs.extend(notifier.stderr());
     }
 
-    /// Ends the run: no more events; waits for those on their way, and collects the results.
+    /// Ends the run: stops the producer, waits for the events on their way, and collects the results.
     pub(super) fn finish(mut self) -> Played {
         let produced_for = self.now();
         let events = self.producer.finish();
         let mut open = HashSet::new();
         for (number, event) in events.iter().enumerate().filter(|(_, event)| event.promised) {
             let wanting = Webhook::ALL.into_iter().filter(|webhook| webhook.wants(event.kind));
-            // What was dropped with its webhook won't arrive, and the rest needn't be waited for.
+            // Deliveries that may have been dropped with their webhook aren't waited for.
             let kept = wanting.filter(|webhook| {
                 !self.departures.iter().any(|departure| departure.drops(number, *webhook))
             });
@@ -261,10 +261,11 @@ impl Stage {
             self.terminate(0);
         }
         self.collect_dead();
-        self.look_for_strangers();
+        self.check_strangers();
         let strays = self.receivers.strays();
         if strays > 0 {
-            self.problems.push(format!("{strays} requests for no event or path of ours"));
+            self.problems
+                .push(format!("{strays} requests to an unknown path or for an unknown event"));
         }
         let requests = self.receivers.requests();
         let history = History {
@@ -280,7 +281,7 @@ impl Stage {
         Played { history, problems, logs, produced_for, drained_in }
     }
 
-    /// Waits until nothing is open and nothing waits anywhere, or nothing moves any more.
+    /// Waits until no delivery is open and no queue holds anything, or until nothing moves any more.
     fn drain(&mut self, open: &mut HashSet<(usize, Webhook)>) {
         let mut seen = 0;
         let mut moved = Instant::now();
@@ -311,7 +312,7 @@ impl Stage {
                 self.problems.push(format!("{left} deliveries open, and nothing moves any more"));
                 return;
             }
-            self.replace_fallen();
+            self.replace_ended();
             thread::sleep(POLL);
         }
     }
@@ -325,7 +326,7 @@ impl Stage {
 
     fn backlogs_are_empty(&self) -> bool {
         let Ground::Pair(pair) = &self.ground else {
-            // In a cluster each node only knows the counts of its own queues.
+            // In a cluster, each node only knows the counts of its own queues.
             let is_empty = |queue: &String| self.broker().ready(queue).unwrap_or(0) == 0;
             return self.sandbox.backlogs().iter().all(is_empty);
         };
@@ -338,7 +339,7 @@ impl Stage {
         waiting.trim() == "0"
     }
 
-    /// As an operator does, once the queues exist again.
+    /// Replays orphaned deliveries once their queues exist again, as an operator does.
     fn replay_orphaned(&mut self) {
         let orphaned = self.broker().ready(ORPHANED).unwrap_or_default();
         if orphaned as usize > self.strangers.len() {
@@ -350,13 +351,13 @@ impl Stage {
         }
     }
 
-    /// All of them should be where an operator finds them.
-    fn look_for_strangers(&mut self) {
+    /// Checks that the deliveries of another notifier are where an operator finds them.
+    fn check_strangers(&mut self) {
         let orphaned = self.broker().take_all(ORPHANED).unwrap_or_default();
         let mut strangers = mem::take(&mut self.strangers);
         for message in orphaned {
             if !strangers.remove(message.text("x-event-id")) {
-                self.problems.push(format!("a strange orphan: {message:?}"));
+                self.problems.push(format!("an unexpected orphaned message: {message:?}"));
             }
         }
         if !strangers.is_empty() {
@@ -391,7 +392,7 @@ impl Stage {
                     (Some(&webhook), Some(number), "exhausted" | "expired") => {
                         self.dead.push(DeadLetter { number, webhook });
                     }
-                    _ => self.problems.push(format!("a strange dead letter: {message:?}")),
+                    _ => self.problems.push(format!("an unexpected dead letter: {message:?}")),
                 }
             }
         }

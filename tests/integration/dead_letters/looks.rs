@@ -6,7 +6,7 @@ use amiquip::AmqpValue;
 use uuid::Uuid;
 
 use super::{dead_letter, dead_letters, dead_letters_json, drain};
-use crate::harness::{Event, LATER, SOON, Sandbox};
+use crate::harness::{Event, LATER, SOON, Sandbox, Signal};
 
 /// A dead-letter queue with the delivery limit that is RabbitMQ 4's default.
 fn limited(sandbox: &Sandbox) {
@@ -19,7 +19,7 @@ fn limited(sandbox: &Sandbox) {
 }
 
 #[test]
-fn each_look_makes_some_copies_so_that_none_makes_them_all() {
+fn each_read_copies_some_dead_letters_so_that_none_copies_them_all() {
     let sandbox = Sandbox::new();
     limited(&sandbox);
     copies_with_each_look(&sandbox);
@@ -27,7 +27,7 @@ fn each_look_makes_some_copies_so_that_none_makes_them_all() {
 
 /// Afterwards, what was read is at the queue's end.
 #[test]
-fn each_look_makes_some_copies_also_where_the_queue_has_no_limit() {
+fn each_read_copies_some_dead_letters_also_where_the_queue_has_no_limit() {
     let sandbox = Sandbox::new();
     sandbox.notifier().start().terminate();
     copies_with_each_look(&sandbox);
@@ -50,7 +50,7 @@ fn copies_with_each_look(sandbox: &Sandbox) {
         *looks.entry(message.number("x-delivery-count").unwrap_or(0)).or_default() += 1;
     }
     assert_eq!(left.len(), COUNT);
-    assert!(looks.keys().all(|looks| *looks <= 13), "some come near the limit: {looks:?}");
+    assert!(looks.keys().all(|looks| *looks <= 13), "some are near the limit: {looks:?}");
     // Of those that any one read has copied.
     let most = looks.values().max().copied().unwrap_or(0);
     assert!(most <= COUNT / 4, "one look has copied {most}: {looks:?}");
@@ -71,7 +71,7 @@ fn often_read(count: usize) -> (Sandbox, Vec<String>) {
 }
 
 #[test]
-fn what_was_looked_at_too_often_is_copied_after_the_answer() {
+fn dead_letters_that_were_read_too_often_are_copied_after_the_answer() {
     let (sandbox, ids) = often_read(700);
     let finished = sandbox.command(&["dead-letters", "list"]);
     assert_eq!(finished.code, Some(0), "{finished:?}");
@@ -93,11 +93,11 @@ fn what_was_looked_at_too_often_is_copied_after_the_answer() {
 }
 
 #[test]
-fn copying_can_be_interrupted_and_neither_loses_nor_doubles_a_dead_letter() {
+fn copying_can_be_interrupted_and_neither_loses_nor_duplicates_a_dead_letter() {
     let (sandbox, ids) = often_read(3_000);
     let mut list = sandbox.launch(&["dead-letters", "list"]).spawn();
     list.wait_stderr(SOON, "this is the complete answer");
-    list.signal("INT");
+    list.signal(Signal::INT);
     let finished = list.finish(LATER);
     assert_eq!(finished.code, Some(0), "{finished:?}");
     assert!(finished.stdout.contains("3000  in total"), "{finished:?}");
@@ -107,7 +107,7 @@ fn copying_can_be_interrupted_and_neither_loses_nor_doubles_a_dead_letter() {
 }
 
 #[test]
-fn what_is_malformed_shows_its_queue_and_what_is_wrong_with_it() {
+fn a_malformed_dead_letter_is_shown_with_its_queue_and_what_is_wrong_with_it() {
     let sandbox = Sandbox::with_queues(2);
     let notifier = sandbox.notifier().start();
     let [first, second] = [&sandbox.queues[0], &sandbox.queues[1]];
@@ -118,7 +118,7 @@ fn what_is_malformed_shows_its_queue_and_what_is_wrong_with_it() {
         crate::harness::wait_until(SOON, "it is dead", || sandbox.broker.ready(&dead) == Some(1));
     }
     notifier.terminate();
-    // As RabbitMQ leaves it there, or somebody by hand.
+    // As RabbitMQ leaves it there, or an operator by hand.
     sandbox.broker.publish(&format!("{first}.dead"), &[Event::raw("not JSON").id("by-hand")]);
 
     let list = dead_letters(&sandbox, &["list"]);

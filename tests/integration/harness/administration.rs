@@ -61,13 +61,29 @@ impl FaultServers {
         self.carry_out(&[call("rabbit_policy:delete", &[vhost, name])]);
     }
 
-    /// The fraction of the machine's memory above which the broker takes no messages.
+    /// Sets the fraction of the machine's memory above which the broker takes no messages.
     pub(crate) fn set_memory_watermark(&self, fraction: f64) {
         self.carry_out(&[format!("vm_memory_monitor:set_vm_memory_high_watermark({fraction:.6})")]);
     }
 
     fn carry_out(&self, calls: &[String]) {
         self.eval(&calls.join(", "));
+    }
+}
+
+/// The broker takes no messages, as if it were short of memory, until this is dropped.
+pub(crate) struct MemoryAlarm<'s>(&'s FaultServers);
+
+impl<'s> MemoryAlarm<'s> {
+    pub(crate) fn raised(fault: &'s FaultServers) -> Self {
+        fault.set_memory_watermark(0.000_001);
+        Self(fault)
+    }
+}
+
+impl Drop for MemoryAlarm<'_> {
+    fn drop(&mut self) {
+        self.0.set_memory_watermark(0.6);
     }
 }
 
@@ -89,7 +105,7 @@ impl<'s> Vhost<'s> {
     /// The user has no permissions yet.
     pub(crate) fn new(fault: &'s FaultServers) -> Self {
         let name = format!("v{}", &Uuid::new_v4().simple().to_string()[..12]);
-        let mut url = Url::parse(&fault.servers().amqp_url).expect("AMQP_URL is an URL");
+        let mut url = Url::parse(&fault.servers().amqp_url).expect("AMQP_URL is a URL");
         url.set_path(&name);
         let (owner, amqp_url) = (url.username().to_owned(), url.to_string());
         let all = [&owner[..], &name, ".*", ".*", ".*"];
@@ -136,7 +152,7 @@ impl<'s> Vhost<'s> {
         self.fault.clear_policy(&self.name, Self::POLICY);
     }
 
-    /// RabbitMQ no longer answers for this quorum queue, as if it had no leader.
+    /// Makes RabbitMQ no longer answer for this quorum queue, as if it had no leader.
     pub(crate) fn suspend(&self, queue: &str) {
         self.of_queue("suspend", queue);
     }

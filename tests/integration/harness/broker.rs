@@ -13,7 +13,7 @@ use amiquip::{
 use anyhow::{Context as _, Result, bail, ensure};
 use uuid::Uuid;
 
-/// Receives the messages that still wait for a retry when their test ends: otherwise they would be
+/// Gets the messages that still wait for a retry when their test ends. Otherwise they would be
 /// orphaned, and other tests would find them.
 const SINK: &str = "integration-tests.sink";
 
@@ -49,8 +49,8 @@ impl Broker {
             let mut confirmed = 0;
             while confirmed < events.len() {
                 let confirm = confirms.recv_timeout(Duration::from_secs(30))?;
-                // Before the smoother has it: that makes an ack of a nack which a later ack of several covers.
-                ensure!(matches!(confirm, Confirm::Ack(_)), "the broker said no");
+                // Checked before the smoother: it turns a nack into an ack if a later ack covers its tag, too.
+                ensure!(matches!(confirm, Confirm::Ack(_)), "the broker refused a message");
                 confirmed += smoother.process(confirm).count();
             }
             Ok(())
@@ -91,11 +91,11 @@ impl Broker {
         }
     }
 
-    /// Does the same by a consumer, for a queue that only allows those (single active consumer). It must
-    /// have no other consumer.
-    pub(crate) fn take_back(&self, queue: &str, times: usize) {
+    /// Like [`Self::bounce`], but by a consumer: a queue with a single active consumer allows nothing else.
+    /// It must have no other consumer.
+    pub(crate) fn bounce_by_consumer(&self, queue: &str, times: usize) {
         for _ in 0..times {
-            let taken_back = self.on_channel(|channel| {
+            let bounced = self.on_channel(|channel| {
                 channel.qos(0, 1, false)?;
                 let consumer = channel.basic_consume(queue, ConsumerOptions::default())?;
                 let patience = Duration::from_secs(30);
@@ -104,8 +104,8 @@ impl Broker {
                 else {
                     bail!("the consumer has ended");
                 };
-                // Otherwise it would get the message again at once. A consumer that is dropped
-                // before its cancellation is confirmed would cost the connection.
+                // Otherwise it would get the message again at once. Dropping a consumer before its
+                // cancellation is confirmed would lose the connection.
                 consumer.cancel()?;
                 while !matches!(
                     consumer.receiver().recv_timeout(patience)?,
@@ -113,11 +113,11 @@ impl Broker {
                 ) {}
                 Ok(first.reject(channel, true)?)
             });
-            taken_back.expect("there is a message");
+            bounced.expect("there is a message");
         }
     }
 
-    /// Meanwhile somebody else holds this many messages of a queue unacked.
+    /// Calls `meanwhile` while another consumer holds this many of the queue's messages unacked.
     pub(crate) fn while_held(&self, queue: &str, count: usize, meanwhile: impl Fn()) {
         let held = self.on_channel(|channel| {
             let consumer = channel.basic_consume(queue, ConsumerOptions::default())?;
@@ -126,13 +126,12 @@ impl Broker {
                 ensure!(matches!(message, ConsumerMessage::Delivery(_)), "the consumer has ended");
             }
             meanwhile();
-            // A consumer that is dropped before its cancellation is confirmed would cost the
-            // connection.
+            // As above.
             consumer.cancel()?;
             while !matches!(consumer.receiver().recv()?, ConsumerMessage::ClientCancelled) {}
             Ok(())
         });
-        held.expect("there are so many");
+        held.expect("the queue has that many");
     }
 
     /// Deletes a binding.
@@ -168,7 +167,7 @@ impl Broker {
             .expect("there is an exchange");
     }
 
-    /// Takes all messages of a queue. Only where nothing fails meanwhile: what was taken is gone.
+    /// Takes all messages of a queue. If this fails midway, those already taken are lost.
     pub(crate) fn take_all(&self, queue: &str) -> Result<Vec<Message>> {
         self.on_channel(|channel| {
             let mut messages = Vec::new();
@@ -198,7 +197,8 @@ impl Broker {
         self.on_channel(|channel| Ok(channel.queue_delete(queue, QueueDeleteOptions::default())?))
     }
 
-    /// Discards what still waits for a retry of this queue. Fails if nothing ever did.
+    /// Discards the messages that still wait for a retry of this queue. Fails if no notifier has created
+    /// the exchange yet.
     pub(crate) fn discard_retries(&self, queue: &str) -> Result<()> {
         self.on_channel(|channel| {
             let arguments =
@@ -214,7 +214,7 @@ impl Broker {
 
     fn on_channel<T>(&self, operation: impl Fn(&Channel) -> Result<T>) -> Result<T> {
         let mut slot = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
-        // An idle connection may have died since it was used; a new one hasn't.
+        // A connection that was idle may have been lost: then the same URL is tried again with a new one.
         let reused = slot.is_some();
         let mut done = Self::attempt(&mut slot, &self.urls[0], &operation);
         let again = self.urls.iter().skip(usize::from(!reused));
@@ -244,7 +244,7 @@ impl Broker {
     }
 }
 
-/// A URL for each host of an AMQP_URL. One of several may be frozen.
+/// A URL for each host of an AMQP_URL; with time limits if there are several, since one may be frozen.
 pub(crate) fn urls(url: &str) -> Vec<String> {
     if !url.contains(',') {
         return vec![url.to_owned()];
@@ -280,8 +280,8 @@ impl Event {
         }
     }
 
-    /// Publishes it. The channel tells whether it was confirmed. It is mandatory: without a queue
-    /// it is returned, and RabbitMQ confirms it all the same.
+    /// Publishes it as mandatory: if there is no such queue, RabbitMQ returns it, and confirms it all
+    /// the same. The confirm arrives on the channel.
     pub(crate) fn publish(&self, channel: &Channel, queue: &str) -> amiquip::Result<()> {
         let mut publish = Publish::new(&self.body, queue);
         publish.properties = self.properties.clone();
@@ -295,7 +295,7 @@ impl Event {
         channel.basic_publish(exchange, publish)
     }
 
-    /// With these properties only.
+    /// Replaces all properties.
     pub(crate) fn properties(mut self, properties: AmqpProperties) -> Self {
         self.properties = properties;
         self
@@ -327,7 +327,7 @@ impl Event {
         self
     }
 
-    /// As a delivery that has failed once and waits for a retry in that queue.
+    /// With the headers of a delivery that has failed once and waits for its retry in that queue.
     pub(crate) fn parked(self, queue: &str, webhook: Uuid) -> Self {
         let now = SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_millis();
         let text = |text: &str| AmqpValue::LongString(text.to_owned());

@@ -13,7 +13,7 @@ pub(crate) fn rendered(url: &str) -> (String, Vec<String>) {
     command
         // Root needs this, and these pages are our own.
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
-        // It should connect to nobody but us.
+        // It should connect to nothing but our servers.
         .args(["--disable-quic", "--no-first-run", "--disable-background-networking"])
         .args(["--disable-component-update", "--disable-sync"])
         .args(["--enable-logging=stderr", "--virtual-time-budget=3000", "--dump-dom"])

@@ -10,6 +10,8 @@ use std::{
     thread,
 };
 
+use super::streams::OpenStreams;
+
 /// What it does with a CONNECT.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Way {
@@ -46,7 +48,7 @@ struct Shared {
     way: Mutex<Way>,
     asked: Mutex<Vec<Connect>>,
     accepted: AtomicUsize,
-    open: Mutex<Option<Vec<TcpStream>>>,
+    open: OpenStreams,
 }
 
 impl ConnectProxy {
@@ -57,7 +59,7 @@ impl ConnectProxy {
 
     /// All its tunnels lead to this server (a URL), as if it had every address of the internet.
     pub(crate) fn leading_to(url: &str) -> Self {
-        let (_, authority) = url.split_once("//").expect("an URL");
+        let (_, authority) = url.split_once("//").expect("a URL");
         Self::start(Some(authority.split('/').next().unwrap_or_default().to_owned()))
     }
 
@@ -69,18 +71,18 @@ impl ConnectProxy {
             way: Mutex::new(Way::Open),
             asked: Mutex::default(),
             accepted: AtomicUsize::new(0),
-            open: Mutex::new(Some(Vec::new())),
+            open: OpenStreams::new(),
         });
         let accepting = Arc::clone(&shared);
         thread::spawn(move || {
             for client in listener.incoming() {
                 let Ok(client) = client else { return };
-                if !accepting.keep(&client) {
+                if !accepting.open.keep(&client) {
                     return;
                 }
                 accepting.accepted.fetch_add(1, Ordering::SeqCst);
                 let shared = Arc::clone(&accepting);
-                // The code under test sees which side closed first.
+                // The notifier under test reports how the connection ended.
                 thread::spawn(move || drop(shared.serve(client)));
             }
         });
@@ -116,25 +118,11 @@ impl ConnectProxy {
 
 impl Drop for ConnectProxy {
     fn drop(&mut self) {
-        let open = self.shared.open.lock().expect("no holder panics").take();
-        for stream in open.into_iter().flatten() {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-        // Wakes the accepting thread, which sees that the proxy has ended.
-        let _ = TcpStream::connect(self.address);
+        self.shared.open.end(self.address);
     }
 }
 
 impl Shared {
-    /// False: the proxy has ended.
-    fn keep(&self, stream: &TcpStream) -> bool {
-        match &mut *self.open.lock().expect("no holder panics") {
-            Some(open) => open.extend(stream.try_clone()),
-            None => return false,
-        }
-        true
-    }
-
     fn asked(&self) -> MutexGuard<'_, Vec<Connect>> {
         self.asked.lock().expect("no holder panics")
     }
@@ -192,7 +180,7 @@ impl Shared {
             return (&client).write_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n");
         };
         server.set_nodelay(true)?;
-        self.keep(&server);
+        self.open.keep(&server);
         (&client).write_all(b"HTTP/1.1 200 Connection established\r\nvia: test\r\n\r\n")?;
         thread::scope(|scope| {
             scope.spawn(|| pump(&server, &client));

@@ -6,7 +6,10 @@ use std::{
 };
 
 use postgres::{Client, Config, NoTls, Row, types::ToSql};
+use url::Url;
 use uuid::Uuid;
+
+use super::{SOON, Sandbox, process::Finished};
 
 pub(crate) struct Database {
     /// Selects the test's schema.
@@ -16,7 +19,7 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// Creates the empty schema.
+    /// Creates an empty schema.
     pub(crate) fn create(server: &str, schema: &str) -> Self {
         // Not with `Url`, which doesn't support a list of hosts.
         let mark = if server.contains('?') { '&' } else { '?' };
@@ -70,6 +73,44 @@ impl Database {
             *slot = Some(config.connect(NoTls)?);
         }
         operation(slot.as_mut().expect("just connected"))
+    }
+}
+
+/// Another database, with an encoding of its own. It is dropped with this.
+pub(crate) struct EncodedDatabase<'s> {
+    sandbox: &'s Sandbox,
+    name: String,
+    pub(crate) url: String,
+}
+
+impl<'s> EncodedDatabase<'s> {
+    /// With the tables.
+    #[track_caller]
+    pub(crate) fn new(sandbox: &'s Sandbox, encoding: &str) -> Self {
+        let name = format!("{}_{}", sandbox.queue(), encoding.to_lowercase());
+        let create =
+            format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'");
+        sandbox.database.execute(&create, &[]);
+        let mut url = Url::parse(&sandbox.servers.database_url).expect("a URL");
+        url.set_path(&name);
+        let database = Self { sandbox, name, url: url.into() };
+        assert_eq!(database.command(&["migrate"]).code, Some(0));
+        database
+    }
+
+    /// Runs a command on this database.
+    #[track_caller]
+    pub(crate) fn command(&self, arguments: &[&str]) -> Finished {
+        let launch = self.sandbox.launch(arguments).env("DATABASE_URL", &self.url);
+        launch.spawn().finish(SOON)
+    }
+}
+
+impl Drop for EncodedDatabase<'_> {
+    fn drop(&mut self) {
+        let sql = format!("DROP DATABASE {} WITH (FORCE)", self.name);
+        // The test may have panicked: another panic would abort all tests.
+        let _ = self.sandbox.database.with_client(|client| client.batch_execute(&sql));
     }
 }
 

@@ -17,15 +17,17 @@ pub(crate) mod receiver;
 pub(crate) mod sandbox;
 pub(crate) mod servers;
 pub(crate) mod service;
+mod streams;
+pub(crate) mod text;
 pub(crate) mod tls;
 pub(crate) mod wire;
 
-pub(crate) use administration::Vhost;
+pub(crate) use administration::{MemoryAlarm, Vhost};
 pub(crate) use broker::{Broker, Event, Message};
 pub(crate) use browser::rendered;
 pub(crate) use cluster::Cluster;
 pub(crate) use connect_proxy::{ConnectProxy, Way};
-pub(crate) use database::Database;
+pub(crate) use database::{Database, EncodedDatabase};
 pub(crate) use notifier::{Launch, Notifier};
 pub(crate) use pooler::Pooler;
 pub(crate) use process::Process;
@@ -34,8 +36,11 @@ pub(crate) use proxy::Proxy;
 pub(crate) use receiver::{Receiver, Reply, Then};
 pub(crate) use sandbox::{DeadLetter, Sandbox};
 pub(crate) use servers::{FaultServers, Servers};
+pub(crate) use text::{TextFile, unwrapped};
 pub(crate) use tls::{Authority, Terminator};
 pub(crate) use wire::Wire;
+
+pub(crate) use rustix::process::Signal;
 
 use std::{
     thread,
@@ -76,7 +81,7 @@ pub(crate) fn wait_for<T>(limit: Duration, what: &str, mut find: impl FnMut() ->
     found.expect("wait_until returned, so the condition held")
 }
 
-/// How far from its due time, measured from the first attempt, a retry may come: a third of a
+/// How far from its due time, measured from the first attempt, a retry may be: a third of a
 /// second, and 2 %. The broker's own clock runs up to 1 % fast or slow while Erlang corrects it
 /// towards the system's ("time correction" in Erlang's manual).
 pub(crate) fn tolerance(due: Duration) -> Duration {
@@ -84,7 +89,7 @@ pub(crate) fn tolerance(due: Duration) -> Duration {
 }
 
 /// Panics if the condition stops holding within the period. Only for what no later event can prove,
-/// such as the absence of a request that must never come.
+/// such as the absence of a request that must never arrive.
 #[track_caller]
 pub(crate) fn holds_for(period: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + period;

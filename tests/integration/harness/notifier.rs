@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Process, SOON,
+    Process, SOON, Signal,
     exposition::Exposition,
     process::{Exit, Finished},
     wait_until,
@@ -28,8 +28,7 @@ pub(crate) fn binary() -> PathBuf {
 pub(crate) struct Launch(pub(crate) Command);
 
 impl Launch {
-    /// The environment has only the given URLs: what whoever runs the tests has set must not leak
-    /// in.
+    /// Its environment is empty at first: what is set for the tests themselves must not affect it.
     pub(crate) fn new(arguments: &[&str]) -> Self {
         let mut command = Command::new(binary());
         command.args(arguments).env_clear();
@@ -81,7 +80,7 @@ impl Launch {
         let mut process = self.spawn();
         let line = process.wait_stderr(SOON, "metrics on http://");
         let (_, rest) = line.split_once("http://").expect("just found");
-        let (address, _) = rest.split_once('/').expect("an URL with a path");
+        let (address, _) = rest.split_once('/').expect("a URL with a path");
         let admin = address.parse().expect("an address with a port");
         Notifier { process, admin }
     }
@@ -113,8 +112,8 @@ impl Notifier {
         self.metrics().sum(name, labels)
     }
 
-    /// Waits until the sum is this: what the broker has to confirm is counted after the confirm,
-    /// and the receiver may see the request before.
+    /// Waits until the sum is this. A delivery that the broker has to confirm is counted after its
+    /// confirm, and the receiver may have seen the request before.
     #[track_caller]
     pub(crate) fn wait_metric(&self, name: &str, labels: &[(&str, &str)], value: f64) {
         wait_until(SOON, &format!("{name} of {labels:?} is {value}"), || {
@@ -122,8 +121,7 @@ impl Notifier {
         });
     }
 
-    /// Waits until the directory listens for changes: only what is asked for after that is
-    /// remembered.
+    /// Waits until the directory listens for changes: it remembers only what it looks up after that.
     #[track_caller]
     pub(crate) fn wait_listening(&self) {
         self.wait_metric("webhook_directory_age_seconds", &[], 0.0);
@@ -169,7 +167,7 @@ impl Notifier {
     /// Sends SIGTERM, and waits for the end, which must be clean.
     #[track_caller]
     pub(crate) fn terminate(mut self) -> Exit {
-        self.signal("TERM");
+        self.signal(Signal::TERM);
         let exit = self.wait_exit(SOON);
         assert_eq!(exit.code, Some(0), "after SIGTERM: {:#?}", self.stderr());
         exit
@@ -178,7 +176,7 @@ impl Notifier {
     /// SIGKILL, as after a crash or by the kernel's out-of-memory killer.
     #[track_caller]
     pub(crate) fn kill(mut self) {
-        self.signal("KILL");
+        self.signal(Signal::KILL);
         self.wait_exit(SOON);
     }
 }

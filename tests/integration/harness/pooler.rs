@@ -34,7 +34,7 @@ impl Pooler {
         // It may have to run as another user than the tests.
         let open = fs::Permissions::from_mode(0o755);
         fs::set_permissions(directory.path(), open).expect("it is ours");
-        let server = Url::parse(sandbox.database.url()).expect("an URL");
+        let server = Url::parse(sandbox.database.url()).expect("a URL");
         let schema = sandbox.queue().split('_').next().expect("a name");
         let port = free_port();
         let (host, upstream) = (server.host_str().expect("a host"), server.port().expect("a port"));

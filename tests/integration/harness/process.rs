@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::{SOON, wait_for, wait_until};
 
 pub(crate) struct Process {
@@ -75,6 +77,12 @@ impl Process {
         })
     }
 
+    /// How many lines on stderr contain all of these.
+    pub(crate) fn count_stderr(&self, parts: &[&str]) -> usize {
+        let has_all = |line: &&String| parts.iter().all(|part| line.contains(part));
+        self.stderr().iter().filter(has_all).count()
+    }
+
     /// Waits for the first line on stdout that contains the text.
     #[track_caller]
     pub(crate) fn wait_stdout(&self, limit: Duration, text: &str) -> String {
@@ -100,17 +108,24 @@ impl Process {
         [value("VmRSS:"), value("Threads:"), files]
     }
 
+    /// The names of its threads; the kernel cuts each after 15 bytes.
+    pub(crate) fn thread_names(&self) -> Vec<String> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.id())).expect("it runs");
+        // A thread may end in between.
+        let names = threads.filter_map(|thread| {
+            fs::read_to_string(thread.expect("it runs").path().join("comm")).ok()
+        });
+        names.map(|name| name.trim_end().to_owned()).collect()
+    }
+
     pub(crate) fn is_running(&mut self) -> bool {
         let status = self.child.try_wait().expect("it is our child");
         status.is_none()
     }
 
-    pub(crate) fn signal(&self, signal: &str) {
-        let sent = Command::new("kill")
-            .args(["-s", signal, &self.child.id().to_string()])
-            .status()
-            .expect("there is a `kill`");
-        assert!(sent.success(), "SIG{signal} could not be sent");
+    /// Sends a signal by a system call: on a busy machine, starting `kill` takes a while.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it is our child");
     }
 
     /// SIGKILL, as after a crash or by the kernel's out-of-memory killer.

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use url::form_urlencoded;
 
-use super::{Process, SOON, wait_until};
+use super::{Process, SOON, Signal, wait_until};
 
 /// The files for operators.
 pub(crate) fn folder() -> PathBuf {
@@ -25,26 +25,25 @@ fn given(name: &str) -> String {
     fs::read_to_string(folder().join(name)).expect("it is there, and text")
 }
 
-/// Every `for:` of the rules becomes a second, and every range and window ten; nothing else
-/// changes.
-fn hurried(rules: &str) -> String {
-    let mut hurried = String::new();
+/// The rules with a second for every `for:`, and ten for every range and window.
+fn sped_up(rules: &str) -> String {
+    let mut sped_up = String::new();
     for line in rules.lines() {
         let indent = &line[..line.len() - line.trim_start().len()];
         if line.trim_start().starts_with("for: ") {
-            hurried += indent;
-            hurried += "for: 1s";
+            sped_up += indent;
+            sped_up += "for: 1s";
         } else {
             let mut pieces = line.split('[');
-            hurried += pieces.next().expect("a line has a beginning");
+            sped_up += pieces.next().expect("a line has a beginning");
             for piece in pieces {
                 let range = piece.split_once(']').filter(|(range, _)| is_duration(range));
-                hurried += &range.map_or(format!("[{piece}"), |(_, rest)| format!("[10s]{rest}"));
+                sped_up += &range.map_or(format!("[{piece}"), |(_, rest)| format!("[10s]{rest}"));
             }
         }
-        hurried.push('\n');
+        sped_up.push('\n');
     }
-    hurried
+    sped_up
 }
 
 fn is_duration(text: &str) -> bool {
@@ -79,7 +78,7 @@ impl Prometheus {
     pub(crate) fn watching(notifier: SocketAddr) -> Self {
         let files = TempDir::new().expect("a folder");
         let write = |name, text: &str| fs::write(files.path().join(name), text).expect("a file");
-        write("prometheus-rules.yml", &hurried(&given("prometheus-rules.yml")));
+        write("prometheus-rules.yml", &sped_up(&given("prometheus-rules.yml")));
         write("prometheus.yml", &configuration(notifier));
         let mut command = Command::new("prometheus");
         command
@@ -98,13 +97,13 @@ impl Prometheus {
     pub(crate) fn watch(&self, notifier: SocketAddr) {
         let file = self.files.path().join("prometheus.yml");
         fs::write(file, configuration(notifier)).expect("a file");
-        self.process.signal("HUP");
+        self.process.signal(Signal::HUP);
     }
 
     /// Replaces its rules by these.
     pub(crate) fn replace_rules(&self, rules: &str) {
         fs::write(self.files.path().join("prometheus-rules.yml"), rules).expect("a file");
-        self.process.signal("HUP");
+        self.process.signal(Signal::HUP);
     }
 
     /// The data in a response of its HTTP API.
@@ -172,8 +171,8 @@ fn list(value: Value) -> Vec<Value> {
 
 fn configuration(notifier: SocketAddr) -> String {
     let given = given("prometheus.yml");
-    let hurried = given.replace(": 15s", ": 1s");
-    let configuration = hurried.replace("[127.0.0.1:9090]", &format!("['{notifier}']"));
-    assert!(hurried != given && configuration != hurried, "nothing to replace in {given}");
+    let sped_up = given.replace(": 15s", ": 1s");
+    let configuration = sped_up.replace("[127.0.0.1:9090]", &format!("['{notifier}']"));
+    assert!(sped_up != given && configuration != sped_up, "nothing to replace in {given}");
     configuration
 }

@@ -11,12 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use url::Url;
+use super::{
+    POLL_INTERVAL,
+    streams::{address_of, with_address},
+};
 
-use super::POLL_INTERVAL;
-
-/// A read of at least this many bytes is (a part of) a message that the client publishes: acks and
-/// heartbeats are shorter, even several of them.
+/// If the proxy reads at least this many bytes from a client, they belong to a message that it publishes:
+/// acks and heartbeats are shorter, even several of them.
 const MESSAGE: usize = 256;
 
 pub(crate) struct Proxy {
@@ -27,7 +28,7 @@ pub(crate) struct Proxy {
 struct Shared {
     upstream: SocketAddr,
     state: Mutex<State>,
-    /// A client's next message is cut in two, with all connections.
+    /// When a client sends its next message, half of it is forwarded and all connections are closed.
     armed: AtomicBool,
 }
 
@@ -58,13 +59,10 @@ struct Connection {
 impl Proxy {
     /// A proxy in front of the server that the URL names.
     pub(crate) fn before(url: &str) -> Self {
-        let url = Url::parse(url).expect("an URL");
-        let host = url.host_str().expect("an URL with a host");
-        let port = url.port().expect("an URL with a port");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared {
-            upstream: format!("{host}:{port}").parse().expect("an IP address"),
+            upstream: address_of(url),
             state: Mutex::new(State {
                 mode: Mode::Forwarding,
                 connections: Vec::new(),
@@ -79,14 +77,11 @@ impl Proxy {
 
     /// The URL with the proxy in place of the server.
     pub(crate) fn url(&self, url: &str) -> String {
-        let mut url = Url::parse(url).expect("an URL");
-        url.set_ip_host(self.address.ip()).expect("it has a host");
-        url.set_port(Some(self.address.port())).expect("it has a port");
-        url.into()
+        with_address(url, self.address)
     }
 
-    /// From now on nothing passes, and neither side is told: their sockets stay open. The
-    /// connections of this time never forward anything again.
+    /// From now on nothing is forwarded, and neither side notices: the sockets stay open. The connections
+    /// that exist before [`Self::thaw`] never forward anything again.
     pub(crate) fn freeze(&self) {
         let mut state = self.shared.state.lock().expect("no holder panics");
         state.mode = Mode::Frozen;
@@ -105,8 +100,8 @@ impl Proxy {
         self.shared.cut();
     }
 
-    /// Closes all connections in the middle of a message that a client publishes, or once
-    /// `patience` has passed. Returns whether it was in a message.
+    /// Closes all connections in the middle of a message that a client publishes; if none is published within
+    /// `patience`, then. Returns whether it was in a message.
     pub(crate) fn cut_in_a_message(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         self.shared.armed.store(true, Ordering::SeqCst);
@@ -122,7 +117,7 @@ impl Proxy {
 
     /// Closes the frozen connections, as keep-alives do eventually: a server keeps its side of them
     /// open for hours.
-    pub(crate) fn bury_frozen(&self) {
+    pub(crate) fn close_frozen(&self) {
         let mut state = self.shared.state.lock().expect("no holder panics");
         state.connections.retain(|connection| {
             let dead = connection.dead.load(Ordering::SeqCst);
@@ -214,7 +209,7 @@ impl Connection {
         });
     }
 
-    /// Ends where `cuts` says so.
+    /// Forwards bytes, until a side closes or `cuts` returns that it has closed the connection.
     fn pump(&self, mut from: &TcpStream, mut to: &TcpStream, cuts: impl Fn(&[u8]) -> bool) {
         let mut buffer = [0; 16 * 1024];
         loop {

@@ -7,7 +7,7 @@ use std::{
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant, SystemTime},
@@ -66,7 +66,7 @@ pub(crate) struct Request {
     /// By lower-case name.
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) body: Vec<u8>,
-    /// How often this event has now come to this path, from 1.
+    /// How many requests have brought this event to this path, including this one.
     pub(crate) attempt: usize,
 }
 
@@ -116,6 +116,16 @@ impl Receiver {
         Self::start(Some(Vec::new()), behaviour)
     }
 
+    /// Answers with this status until the returned flag is set, and with 200 from then on.
+    pub(crate) fn failing(status: u16) -> (Self, Arc<AtomicBool>) {
+        let is_fixed = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&is_fixed);
+        let receiver = Self::answering(move |_| {
+            Reply::Status(if seen.load(Ordering::SeqCst) { 200 } else { status })
+        });
+        (receiver, is_fixed)
+    }
+
     /// Keeps no requests, for hundreds per second over minutes; `behaviour` sees each.
     pub(crate) fn forgetful(behaviour: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         Self::start(None, behaviour)
@@ -144,8 +154,7 @@ impl Receiver {
         format!("http://{}{path}", self.address)
     }
 
-    /// A neighbour of this receiver where nothing listens, as long as the receiver lives: the port
-    /// is taken, on another address.
+    /// A URL where nothing listens while this receiver lives: its port, at another address.
     pub(crate) fn refusing_url(&self) -> String {
         format!("http://127.0.0.2:{}/", self.address.port())
     }
@@ -174,7 +183,7 @@ impl Receiver {
         self.shared.accepted.load(Ordering::SeqCst)
     }
 
-    /// Waits until this many requests have come to a path.
+    /// Waits until a path has received this many requests.
     #[track_caller]
     pub(crate) fn wait_at(&self, path: &str, count: usize) -> Vec<Request> {
         self.wait_at_within(SOON, path, count)
@@ -193,7 +202,7 @@ impl Drop for Receiver {
         for connection in self.shared.open().values() {
             let _ = connection.shutdown(Shutdown::Both);
         }
-        // Wakes the accepting thread, which sees that the receiver has ended.
+        // Wakes the accepting thread, which notices that the receiver has ended.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -211,7 +220,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         shared.open().insert(peer, handle);
         let shared = Arc::clone(shared);
         thread::spawn(move || {
-            // If a connection breaks, that is the other side's concern.
+            // The test sees the effects of a broken connection at the other side.
             let _ = serve(stream, peer, &shared);
             shared.open().remove(&peer);
         });
@@ -299,7 +308,7 @@ impl Shared {
 /// The first byte of a TLS client.
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// What web servers answer on a port for plain HTTP.
+/// Answers a TLS client as web servers do on a port for plain HTTP.
 fn answer_tls(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> {
     let answer = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n";
     reader.get_mut().write_all(answer)?;

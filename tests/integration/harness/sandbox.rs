@@ -13,34 +13,33 @@ use super::{
 
 const LANES: [&str; 3] = ["high", "medium", "low"];
 
-/// Shared by the sandboxes of all tests that run in parallel; a test that measures time holds it
-/// alone. One sandbox per test: a second one could wait for a test that waits for the first.
+/// Locked shared by the sandboxes of tests that run in parallel, and exclusively by that of a test that
+/// measures time. Each test has one sandbox: a second one could wait for a test that waits for the first.
 ///
-/// If all tests run at once, each test that is alone waits for the slowest of the others, and the
-/// others for it. So `make test` runs these first, by name: [`ALONE`] says that they have run
-/// already.
-static COMPANY: RwLock<()> = RwLock::new(());
+/// If all tests ran together, each exclusive one would wait for the slowest of the others, and the others
+/// for it. So `make test` runs the exclusive ones first, by name: [`ALONE`] says that it has done so.
+static MACHINE: RwLock<()> = RwLock::new(());
 
 const ALONE: &str = "TESTS_ALONE_ARE_DONE";
 
-/// Holds [`COMPANY`] while the test runs.
-enum Company {
-    Shared { _place: RwLockReadGuard<'static, ()> },
-    Alone { _place: RwLockWriteGuard<'static, ()> },
+/// Holds [`MACHINE`] while the test runs.
+enum MachineLock {
+    Shared { _guard: RwLockReadGuard<'static, ()> },
+    Exclusive { _guard: RwLockWriteGuard<'static, ()> },
 }
 
-impl Company {
+impl MachineLock {
     fn shared() -> Self {
         // A failed test has poisoned it, which doesn't affect the next.
-        Self::Shared { _place: COMPANY.read().unwrap_or_else(PoisonError::into_inner) }
+        Self::Shared { _guard: MACHINE.read().unwrap_or_else(PoisonError::into_inner) }
     }
 
-    fn alone() -> Self {
+    fn exclusive() -> Self {
         assert!(
             std::env::var_os(ALONE).is_none(),
             "a test that has the machine alone must be named in scripts/test.sh"
         );
-        Self::Alone { _place: COMPANY.write().unwrap_or_else(PoisonError::into_inner) }
+        Self::Exclusive { _guard: MACHINE.write().unwrap_or_else(PoisonError::into_inner) }
     }
 }
 
@@ -49,8 +48,8 @@ pub(crate) struct Sandbox {
     pub(crate) database: Database,
     pub(crate) queues: Vec<String>,
     pub(crate) servers: Servers,
-    /// Last, so that the others wait until the rest is cleaned up.
-    _company: Company,
+    /// Dropped last, so that other tests wait until the rest is cleaned up.
+    _machine: MachineLock,
 }
 
 /// The headers that a dead letter of a delivery must have.
@@ -75,7 +74,10 @@ impl Sandbox {
 
     /// For a test that measures time: no other test runs meanwhile.
     pub(crate) fn alone(count: usize) -> Self {
-        Self::ready(Self::empty(&Servers::shared(), count, Company::alone()), FieldTable::new)
+        Self::ready(
+            Self::empty(&Servers::shared(), count, MachineLock::exclusive()),
+            FieldTable::new,
+        )
     }
 
     /// The queues and tables exist.
@@ -84,7 +86,7 @@ impl Sandbox {
     }
 
     /// Like [`Self::on`], with queues that survive the loss of a cluster's node.
-    pub(crate) fn of_quorum_queues(servers: &Servers, count: usize) -> Self {
+    pub(crate) fn with_quorum_queues(servers: &Servers, count: usize) -> Self {
         let quorum = || (String::from("x-queue-type"), AmqpValue::LongString("quorum".to_owned()));
         Self::ready(Self::bare(servers, count), || FieldTable::from([quorum()]))
     }
@@ -93,24 +95,33 @@ impl Sandbox {
         for queue in &sandbox.queues {
             sandbox.broker.declare(queue, arguments()).expect("a queue under a fresh name");
         }
-        let migration = sandbox.command(&["migrate"]);
+        sandbox.migrated()
+    }
+
+    fn migrated(self) -> Self {
+        let migration = self.command(&["migrate"]);
         assert_eq!(migration.code, Some(0), "migrate: {migration:?}");
-        sandbox
+        self
+    }
+
+    /// The tables exist, and no queues.
+    pub(crate) fn without_queues(servers: &Servers, count: usize) -> Self {
+        Self::bare(servers, count).migrated()
     }
 
     /// Only names and an empty schema.
     pub(crate) fn bare(servers: &Servers, count: usize) -> Self {
-        Self::empty(servers, count, Company::shared())
+        Self::empty(servers, count, MachineLock::shared())
     }
 
-    fn empty(servers: &Servers, count: usize, company: Company) -> Self {
+    fn empty(servers: &Servers, count: usize, machine: MachineLock) -> Self {
         let name = format!("t{}", &Uuid::new_v4().simple().to_string()[..12]);
         Self {
             broker: Broker::new(&servers.amqp_url),
             database: Database::create(&servers.database_url, &name),
             queues: LANES[..count].iter().map(|lane| format!("{name}_{lane}")).collect(),
             servers: servers.clone(),
-            _company: company,
+            _machine: machine,
         }
     }
 
@@ -167,10 +178,10 @@ impl Sandbox {
         self.broker.publish(self.queue(), std::slice::from_ref(event));
     }
 
-    /// Waits until the broker has the acks of everything that was published before. It sends the
-    /// next message to a consumer with a prefetch of 1 only then: this one, which must have a type
-    /// that comes to that path. (Another consumer may get it a little earlier: wait first for what
-    /// is counted when the message is settled.)
+    /// Waits until the broker has the acks of all earlier messages. To a consumer with a prefetch of 1
+    /// it sends the next message only then: this publishes one of a type that is delivered to that path,
+    /// and waits for it. (A second consumer may get it a little earlier: first wait for something that is
+    /// counted when a message is settled.)
     #[track_caller]
     pub(crate) fn wait_acked(&self, receiver: &Receiver, path: &str, kind: &str) {
         let next = Event::new(kind);
@@ -178,8 +189,8 @@ impl Sandbox {
         wait_until(SOON, "the next event arrives", || !receiver.of(path, &next).is_empty());
     }
 
-    /// Waits until nothing is left to consume: nothing is ready, and, since the notifier that held
-    /// messages has reported or ended, nothing is unacked.
+    /// Waits until no message is ready any more. None is unacked either if the notifier has ended
+    /// before, or has counted all deliveries.
     #[track_caller]
     pub(crate) fn wait_drained(&self) {
         let of = |queue: &String| [queue.clone(), format!("{queue}.retry")];
@@ -223,7 +234,7 @@ impl Sandbox {
 }
 
 impl Sandbox {
-    /// The queues of the backlogs that were created; empty if that isn't known any more.
+    /// The queues of the backlogs that were created; empty if PostgreSQL doesn't answer any more.
     pub(crate) fn backlogs(&self) -> Vec<String> {
         let asked = || -> Result<Vec<postgres::Row>, postgres::Error> {
             let mut client = postgres::Client::connect(self.database.url(), postgres::NoTls)?;

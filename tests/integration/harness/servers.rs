@@ -31,13 +31,13 @@ pub(super) fn required(variable: &str) -> String {
         .unwrap_or_else(|_| panic!("{variable} is not set: run `make test`, it starts the servers"))
 }
 
-/// The pair whose servers may be stopped and killed. Its holder has it exclusively; both servers
-/// run again when it is dropped.
+/// A pair whose servers may be stopped and killed, unless it is [shared](Self::share): its holder has it
+/// exclusively, and both servers run again when it is dropped.
 pub(crate) struct FaultServers {
     directory: PathBuf,
     servers: Servers,
-    /// A locked file beside the directory, since several processes of tests may run at once. None: others have
-    /// the servers, too, and nobody stops them.
+    /// A locked file beside the directory, since several test processes may run at once. `None`: the servers
+    /// are shared, and no test stops them.
     turn: Option<File>,
 }
 
@@ -59,7 +59,7 @@ impl Server {
 /// How a server is stopped.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum End {
-    /// In order: it tells its clients.
+    /// It shuts down in order, and notifies its clients.
     Stop,
     /// SIGKILL, as in a crash.
     Kill,
@@ -79,7 +79,7 @@ impl FaultServers {
         Self::alone("FAULT_SERVICES_DIR", &["up", "--tls"])
     }
 
-    /// For a test that only has a [virtual host](Vhost) or a user that nobody else has.
+    /// For a test that only needs a [virtual host](super::Vhost) or a user of its own.
     pub(crate) fn share() -> Self {
         Self::up(required("SHARED_FAULT_SERVICES_DIR").into(), None, &["up"])
     }
@@ -117,8 +117,8 @@ impl FaultServers {
         &self.servers
     }
 
-    /// Stops a server. Before it kills the broker, the names of all queues are [on its
-    /// disk](Self::write_queue_names); messages and acks are as far as they are.
+    /// Stops a server. Before it kills the broker, it has the names of all queues [written to
+    /// disk](Self::write_queue_names). Messages and acks may not have got there yet.
     pub(crate) fn end(&self, server: Server, end: End) {
         if let (Server::Broker, End::Kill) = (server, end) {
             self.write_queue_names();
@@ -133,7 +133,7 @@ impl FaultServers {
         self.eval("[ok = dets:sync(Table) || Table <- dets:all()]");
     }
 
-    /// SIGKILL, at once: for when the names of the queues have been written.
+    /// Sends SIGKILL at once: the caller has had the names of the queues written.
     pub(crate) fn kill_broker_now(&self) {
         services(&self.directory, &["kill", Server::Broker.name()]);
     }
@@ -177,7 +177,7 @@ fn listed_value(listing: &str, variable: &str) -> String {
 impl Drop for FaultServers {
     fn drop(&mut self) {
         if self.turn.is_some() {
-            // As above.
+            // The test may have panicked: another panic would abort all tests.
             let _ = services_command(&self.directory, &["up"]).status();
         }
     }

@@ -30,11 +30,11 @@ pub(crate) struct Unit {
     instance: String,
 }
 
-/// A started unit, and what it tells its supervisor.
+/// A started unit, and what it reports to its supervisor.
 pub(crate) struct Service {
     pub(crate) notifier: Notifier,
     socket: PathBuf,
-    heard: Arc<Mutex<Vec<String>>>,
+    reported: Arc<Mutex<Vec<String>>>,
 }
 
 impl Installation {
@@ -120,13 +120,13 @@ impl Installation {
     #[track_caller]
     pub(crate) fn start(&self, name: &str, watchdog: Duration) -> Service {
         let socket = self.path(&format!("/notify-{}", Uuid::new_v4()));
-        let heard = hear(&socket);
+        let reported = hear(&socket);
         let notifier = self
             .launch(&self.unit(name))
             .env("NOTIFY_SOCKET", socket.to_str().expect("text"))
             .env("WATCHDOG_USEC", watchdog.as_micros().to_string())
             .start_unready();
-        Service { notifier, socket, heard }
+        Service { notifier, socket, reported }
     }
 
     /// What systemd would run: the unit's command with the unit's environment.
@@ -161,12 +161,12 @@ impl Unit {
 
 impl Service {
     /// All lines that it has sent to its supervisor so far.
-    pub(crate) fn heard(&self) -> Vec<String> {
-        self.heard.lock().expect("no reader panics").clone()
+    pub(crate) fn reported(&self) -> Vec<String> {
+        self.reported.lock().expect("no reader panics").clone()
     }
 
     pub(crate) fn count(&self, line: &str) -> usize {
-        self.heard().iter().filter(|heard| *heard == line).count()
+        self.reported().iter().filter(|reported| *reported == line).count()
     }
 
     /// Waits for a line with this beginning after the first `after` lines; returns its position
@@ -174,11 +174,11 @@ impl Service {
     #[track_caller]
     pub(crate) fn wait_heard(&self, after: usize, beginning: &str) -> usize {
         let find = || {
-            let heard = self.heard();
-            let found = heard[after..].iter().position(|line| line.starts_with(beginning));
+            let reported = self.reported();
+            let found = reported[after..].iter().position(|line| line.starts_with(beginning));
             found.map(|at| after + at + 1)
         };
-        wait_until(SOON, &format!("{beginning} is told"), || find().is_some());
+        wait_until(SOON, &format!("{beginning} is reported"), || find().is_some());
         find().expect("it was there")
     }
 
@@ -198,11 +198,11 @@ impl Drop for Service {
     }
 }
 
-/// Listens on the socket until an empty datagram comes.
+/// Listens on the socket until an empty datagram arrives.
 fn hear(path: &Path) -> Arc<Mutex<Vec<String>>> {
     let socket = UnixDatagram::bind(path).expect("a short path");
-    let heard = Arc::new(Mutex::new(Vec::new()));
-    let sink = Arc::clone(&heard);
+    let reported = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&reported);
     thread::spawn(move || {
         let mut bytes = [0; 4_096];
         while let Ok(length @ 1..) = socket.recv(&mut bytes) {
@@ -210,5 +210,5 @@ fn hear(path: &Path) -> Arc<Mutex<Vec<String>>> {
             sink.lock().expect("no test panics with it").extend(text.lines().map(str::to_owned));
         }
     });
-    heard
+    reported
 }

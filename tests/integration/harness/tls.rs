@@ -9,6 +9,10 @@ use std::{
     time::Duration,
 };
 
+use super::{
+    TextFile,
+    streams::{OpenStreams, address_of, with_address},
+};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
 };
@@ -17,7 +21,6 @@ use rustls::{
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer},
 };
-use url::Url;
 
 /// The pause between two dripped bytes.
 const DRIP: Duration = Duration::from_millis(100);
@@ -41,9 +44,13 @@ impl Authority {
         Self(issuer.expect("parameters of a CA"))
     }
 
-    /// For TLS_CA_FILE.
     pub(crate) fn pem(&self) -> String {
         self.0.pem()
+    }
+
+    /// A file for TLS_CA_FILE.
+    pub(crate) fn file(&self) -> TextFile {
+        TextFile::new(&self.pem())
     }
 
     /// For 127.0.0.1 and localhost.
@@ -90,8 +97,7 @@ struct Shared {
     is_postgres: bool,
     /// Whether it sends one byte at a time after the handshake.
     drips: bool,
-    /// The connections to close at the end.
-    open: Mutex<Option<Vec<TcpStream>>>,
+    open: OpenStreams,
 }
 
 impl Terminator {
@@ -107,33 +113,30 @@ impl Terminator {
     }
 
     fn start(url: &str, certificate: Certificate, drips: bool) -> Self {
-        let url = Url::parse(url).expect("an URL");
-        let host = url.host_str().expect("an URL with a host");
-        let port = url.port().expect("an URL with a port");
         let config = ServerConfig::builder_with_provider(ring::default_provider().into())
             .with_safe_default_protocol_versions()
-            .expect("ring knows them")
+            .expect("ring supports them")
             .with_no_client_auth()
             .with_single_cert(vec![certificate.chain], certificate.key)
             .expect("the key is the certificate's");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared {
-            upstream: format!("{host}:{port}").parse().expect("an IP address"),
+            upstream: address_of(url),
             config: Arc::new(config),
-            is_postgres: url.scheme() == "postgres",
+            is_postgres: url.starts_with("postgres:"),
             drips,
-            open: Mutex::new(Some(Vec::new())),
+            open: OpenStreams::new(),
         });
         let accepting = Arc::clone(&shared);
         thread::spawn(move || {
             for client in listener.incoming() {
                 let Ok(client) = client else { return };
                 let shared = Arc::clone(&accepting);
-                if !shared.keep(&client) {
+                if !shared.open.keep(&client) {
                     return;
                 }
-                // The code under test sees which side refused.
+                // The notifier under test reports which side refused.
                 thread::spawn(move || drop(shared.serve(client)));
             }
         });
@@ -142,10 +145,7 @@ impl Terminator {
 
     /// The URL with this in place of the server, and with the scheme for TLS if there is one.
     pub(crate) fn url(&self, url: &str) -> String {
-        let mut url = Url::parse(url).expect("an URL");
-        url.set_ip_host(self.address.ip()).expect("it has a host");
-        url.set_port(Some(self.address.port())).expect("it has a port");
-        let text = String::from(url);
+        let text = with_address(url, self.address);
         for scheme in ["http", "amqp"] {
             if let Some(rest) = text.strip_prefix(&format!("{scheme}://")) {
                 return format!("{scheme}s://{rest}");
@@ -157,25 +157,11 @@ impl Terminator {
 
 impl Drop for Terminator {
     fn drop(&mut self) {
-        let open = self.shared.open.lock().expect("no holder panics").take();
-        for stream in open.into_iter().flatten() {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-        // Wakes the accepting thread, which sees that the terminator has ended.
-        let _ = TcpStream::connect(self.address);
+        self.shared.open.end(self.address);
     }
 }
 
 impl Shared {
-    /// False: the terminator has ended.
-    fn keep(&self, stream: &TcpStream) -> bool {
-        match &mut *self.open.lock().expect("no holder panics") {
-            Some(open) => open.extend(stream.try_clone()),
-            None => return false,
-        }
-        true
-    }
-
     fn serve(&self, mut client: TcpStream) -> io::Result<()> {
         client.set_nodelay(true)?;
         if self.is_postgres {
@@ -186,7 +172,7 @@ impl Shared {
         tls.complete_io(&mut client)?;
         let server = TcpStream::connect(self.upstream)?;
         server.set_nodelay(true)?;
-        self.keep(&server);
+        self.open.keep(&server);
         let tls = Mutex::new(tls);
         thread::scope(|scope| {
             scope.spawn(|| {

@@ -45,11 +45,11 @@ impl Wire {
     /// that returns.
     pub(crate) fn serving(behaviour: impl Fn(&mut Connection) + Send + Sync + 'static) -> Self {
         // So that the kernel buffers little of a large body.
-        Self::with_room(16 << 10, behaviour)
+        Self::with_buffer(16 << 10, behaviour)
     }
 
-    /// The kernel buffers about this many bytes.
-    pub(crate) fn with_room(
+    /// The same with a receive buffer of about this many bytes.
+    pub(crate) fn with_buffer(
         bytes: usize,
         behaviour: impl Fn(&mut Connection) + Send + Sync + 'static,
     ) -> Self {
@@ -98,7 +98,7 @@ impl Drop for Wire {
         for stream in streams.into_iter().flat_map(HashMap::into_values) {
             let _ = stream.shutdown(Shutdown::Both);
         }
-        // Wakes the accepting thread, which sees that the receiver has ended.
+        // Wakes the accepting thread, which notices that the receiver has ended.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -137,27 +137,27 @@ impl Connection {
         self.body(&seen).then_some(seen)
     }
 
-    /// Reads that request's body. False if it doesn't come.
+    /// Reads that request's body. False if the connection ends before.
     pub(crate) fn body(&mut self, seen: &Seen) -> bool {
         let body = io::copy(&mut (&mut self.reader).take(seen.length as u64), &mut io::sink());
         body.is_ok_and(|read| read == seen.length as u64)
     }
 
-    /// Waits until there is something to read, and reads nothing: if the connection is then closed,
-    /// an RST is sent. False at the end of the connection.
-    pub(crate) fn has_more(&mut self) -> bool {
+    /// Waits for input without reading it: if the connection is then closed, an RST is sent. False at
+    /// the end of the connection.
+    pub(crate) fn wait_for_input(&mut self) -> bool {
         !self.reader.buffer().is_empty()
             || self.reader.get_ref().peek(&mut [0]).is_ok_and(|count| count > 0)
     }
 
-    pub(crate) fn say(&mut self, bytes: impl AsRef<[u8]>) {
-        // The other side may have gone.
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        // The other side may have closed the connection.
         let _ = self.reader.get_mut().write_all(bytes.as_ref());
     }
 
     /// Answers with status 200 and these header lines.
     pub(crate) fn ok(&mut self, headers: &str) {
-        self.say(format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{headers}\r\n"));
+        self.send(format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{headers}\r\n"));
     }
 
     /// Answers all requests.
@@ -172,8 +172,8 @@ impl Connection {
         let _ = io::copy(&mut self.reader, &mut io::sink());
     }
 
-    /// Neither reads nor sends anything until the other side has gone.
-    pub(crate) fn stand_still(&mut self) {
+    /// Neither reads nor sends anything until the other side has closed the connection.
+    pub(crate) fn stall(&mut self) {
         let poll = |stream: &TcpStream| {
             let mut fds = [rustix::event::PollFd::new(stream, rustix::event::PollFlags::RDHUP)];
             rustix::event::poll(&mut fds, None)

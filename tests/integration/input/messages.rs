@@ -148,7 +148,7 @@ fn check_delivery(delivery: &Delivery) {
     let error = &delivery.last_error;
     assert!(error.is_empty() || fault_of(error).is_none(), "{delivery:?}");
     let again = Delivery::from_headers(&delivery.headers("q"), b"", NOW);
-    assert_eq!(again.as_ref(), Ok(delivery), "it comes back otherwise");
+    assert_eq!(again.as_ref(), Ok(delivery), "it is read differently");
 }
 
 #[test]
@@ -180,21 +180,27 @@ fn wanted(code: u16, retry_after: &str) -> (Option<Duration>, Outcome) {
     }
 }
 
-/// Whatever a receiver asks for, the delay is one of the schedule's, and not shorter than what it asked
+/// Whatever a receiver wants, the delay is one of the schedule's, and not shorter than what it asked
 /// for.
 fn check_retry_after(value: &str) {
     let (_, outcome) = wanted(503, value);
     let (_, plain) = wanted(503, "");
     for schedule in schedules() {
         for attempt in 1..=3 {
-            let (asked, due) =
+            let (wanted_delay, due) =
                 (decide(&outcome, attempt, &schedule), decide(&plain, attempt, &schedule));
-            let (Decision::Park(asked), Decision::Park(due)) = (asked, due) else {
-                assert_eq!(asked, due, "{value:?}");
+            let (Decision::Park(wanted_delay), Decision::Park(due)) = (wanted_delay, due) else {
+                assert_eq!(wanted_delay, due, "{value:?}");
                 continue;
             };
-            assert!(schedule.distinct_delays().contains(&asked), "{value:?}: {asked}");
-            assert!((due..=schedule.longest()).contains(&asked), "{value:?}: {asked} for {due}");
+            assert!(
+                schedule.distinct_delays().contains(&wanted_delay),
+                "{value:?}: {wanted_delay}"
+            );
+            assert!(
+                (due..=schedule.longest()).contains(&wanted_delay),
+                "{value:?}: {wanted_delay} for {due}"
+            );
         }
     }
     // Other statuses' values are ignored.

@@ -27,7 +27,7 @@ fn read(variable: &'static str, value: impl Into<OsString>) -> Result<Config, Co
 }
 
 /// The settings with examples.
-const DOORS: [&str; 10] = [
+const PARSERS: [&str; 10] = [
     "AMQP_URL",
     "DATABASE_URL",
     "QUEUES",
@@ -77,7 +77,7 @@ fn check_config(config: &Config) {
     assert!(!shown.contains(MARK), "{shown}");
 }
 
-/// A refusal names the variable once, and then says what is wrong.
+/// A refusal names the variable once, and then the problem.
 #[track_caller]
 fn check_refusal(variable: &str, error: &ConfigError) {
     expect_one_line(error);
@@ -87,7 +87,7 @@ fn check_refusal(variable: &str, error: &ConfigError) {
 
 #[test]
 fn each_example_of_a_setting_is_what_its_name_says() {
-    for variable in DOORS {
+    for variable in PARSERS {
         for (name, value) in texts(variable) {
             let read = read(variable, &value).inspect_err(|error| check_refusal(variable, error));
             if let Some(config) = check_example(&format!("{name} of {variable}"), read) {
@@ -99,7 +99,7 @@ fn each_example_of_a_setting_is_what_its_name_says() {
 
 #[test]
 fn what_is_not_utf8_is_refused_by_the_variables_name() {
-    for variable in DOORS.into_iter().chain(["METRICS_ADDR", "TLS_CA_FILE", "FANOUT_INLINE"]) {
+    for variable in PARSERS.into_iter().chain(["METRICS_ADDR", "TLS_CA_FILE", "FANOUT_INLINE"]) {
         let mut value = OsString::from(MARK);
         value.push(OsString::from_vec(vec![0xff]));
         check_refusal(variable, &read(variable, value).expect_err("it is not UTF-8"));
@@ -142,7 +142,7 @@ proptest! {
 
     #[test]
     fn whatever_comes_as_a_setting_is_bounded_or_refused_in_one_line(
-        (variable, value) in prop::sample::select(&DOORS[..])
+        (variable, value) in prop::sample::select(&PARSERS[..])
             .prop_flat_map(|variable| (Just(variable), prop_oneof![changed_value(variable), any_value()])),
     ) {
         match read(variable, value) {
@@ -209,8 +209,8 @@ proptest! {
 }
 
 #[test]
-fn every_door_has_good_and_bad_examples() {
-    for door in DOORS.into_iter().chain([
+fn every_parser_has_good_and_bad_examples() {
+    for parser in PARSERS.into_iter().chain([
         "events",
         "headers",
         "frames",
@@ -220,7 +220,10 @@ fn every_door_has_good_and_bad_examples() {
         "signatures",
     ]) {
         for kind in ["good-", "bad-"] {
-            assert!(corpus(door).iter().any(|(name, _)| name.starts_with(kind)), "{door}: {kind}");
+            assert!(
+                corpus(parser).iter().any(|(name, _)| name.starts_with(kind)),
+                "{parser}: {kind}"
+            );
         }
     }
 }

@@ -21,7 +21,7 @@ fn check_accepted_url(text: &str) {
     let host = url.host_str().expect("it has a host");
     assert!(!host.is_empty() && host.is_ascii(), "{url}");
     assert!(url.as_str().bytes().all(|byte| byte.is_ascii_graphic()), "{url}");
-    assert_eq!(check_url(url.as_str()), Ok(url.clone()), "what is normal stays as it is");
+    assert_eq!(check_url(url.as_str()), Ok(url.clone()), "a normalized URL is not changed");
     match Webhook::new(Uuid::nil(), text, &Secrets::default(), &Columns::default()).target {
         Ok(target) => {
             assert_eq!(target.uri.host(), Some(host), "{url}");

@@ -97,7 +97,7 @@ impl Stage {
     #[track_caller]
     fn expect_only_good(&self, notifier: &mut Notifier) {
         assert_eq!(self.receiver.requests().len(), 0, "a malformed delivery was sent");
-        // Only what the others' headers say is wrong.
+        // Only the headers of the others are wrong.
         self.publish(self.parked());
         assert_eq!(self.receiver.wait_at("/", 1)[0].id(), "crafted");
         assert!(notifier.is_running());
@@ -107,7 +107,7 @@ impl Stage {
 }
 
 #[test]
-fn what_is_not_a_parked_delivery_in_the_retry_queue_is_a_dead_letter_and_not_sent() {
+fn a_message_of_the_retry_queue_that_is_no_delivery_is_a_dead_letter_and_not_sent() {
     let stage = Stage::new();
     let mut notifier = stage.sandbox.notifier().start();
     let mut cases = vec![("no headers".to_owned(), FieldTable::new())];
@@ -156,7 +156,7 @@ fn what_is_not_a_parked_delivery_in_the_retry_queue_is_a_dead_letter_and_not_sen
 }
 
 #[test]
-fn an_integer_of_any_size_is_one_and_what_else_is_in_the_table_does_not_matter() {
+fn integers_of_any_size_are_accepted_and_foreign_headers_are_ignored() {
     let stage = Stage::new();
     let mut notifier = stage.sandbox.notifier().start();
     let mut expected = 0;
@@ -165,7 +165,7 @@ fn an_integer_of_any_size_is_one_and_what_else_is_in_the_table_does_not_matter()
         expected += 1;
     }
     for value in [foreign(), vec![text(&"x".repeat(40_000))]].concat() {
-        for name in ["x-stranger", "", "x-origin-queue", "x-death", "x-delivery-count"] {
+        for name in ["x-unknown", "", "x-origin-queue", "x-death", "x-delivery-count"] {
             stage.publish(stage.with(name, value.clone()));
             expected += 1;
         }
@@ -176,7 +176,7 @@ fn an_integer_of_any_size_is_one_and_what_else_is_in_the_table_does_not_matter()
 }
 
 #[test]
-fn a_parked_delivery_of_a_webhook_that_nobody_registered_is_dropped_and_counted() {
+fn a_parked_delivery_of_an_unregistered_webhook_is_dropped_and_counted() {
     let stage = Stage::new();
     let notifier = stage.sandbox.notifier().start();
     for webhook in [Uuid::nil(), Uuid::max(), Uuid::new_v4()] {
@@ -211,7 +211,7 @@ fn nest(bytes: &mut [u8], is_table: bool) -> bool {
 const NEST: &[u8] = b"NEST";
 
 #[test]
-fn headers_nested_so_deep_that_reading_them_ends_a_process_are_not_read() {
+fn headers_nested_so_deep_that_parsing_would_crash_are_not_parsed() {
     let stage = Stage::new();
     let mut notifier = stage.sandbox.notifier().start();
     // Each level takes five or six bytes, and a frame has 128 KiB.
@@ -256,7 +256,7 @@ fn a_huge_header_table_is_cut_and_costs_no_connection() {
         let texts = (0..1_000).map(|n| (format!("{n:05}"), text("abc")));
         [entries.collect::<FieldTable>(), texts.collect()]
     };
-    let one = FieldTable::from([(String::from("x-stranger"), huge())]);
+    let one = FieldTable::from([(String::from("x-unknown"), huge())]);
     let [flags, texts] = many();
     for headers in [one.clone(), flags.clone(), texts.clone()] {
         stage.publish(headers);
@@ -296,7 +296,7 @@ fn headers_that_are_not_utf8_are_malformed() {
 }
 
 #[test]
-fn times_of_another_age_end_a_delivery_and_drown_no_metric() {
+fn timestamps_of_another_age_expire_a_delivery_and_distort_no_metric() {
     let stage = Stage::new();
     let receiver = Receiver::answering(|request| match request.id() {
         "fails" => Reply::Status(500),
@@ -354,7 +354,7 @@ fn the_last_attempt_of_a_schedule_is_the_last_whatever_the_headers_say() {
         let dead = stage.sandbox.take_dead();
         assert_eq!(dead.text("x-dead-reason"), "exhausted", "{dead:?}");
         assert_eq!(dead.number("x-attempt"), Some(attempts + 1), "{dead:?}");
-        // Its origin is what we know, not what its headers say.
+        // Its origin is the queue that it was read from, not the one in its headers.
         assert_eq!(dead.text("x-origin-queue"), stage.sandbox.queue(), "{dead:?}");
     }
     assert_eq!(receiver.requests().len(), 4, "one attempt each");

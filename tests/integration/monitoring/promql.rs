@@ -12,7 +12,7 @@ const LISTS: [&str; 6] = ["by", "without", "on", "ignoring", "group_left", "grou
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Use {
     pub(super) metric: String,
-    /// Labels that its selector asks for.
+    /// Labels of its selector.
     pub(super) labels: BTreeSet<String>,
     /// The functions and aggregations around it, the innermost last.
     pub(super) functions: Vec<String>,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::Told;
+use super::NoticeQueue;
 use crate::{
     commands::{json, succeed},
     harness::{Event, Launch, Receiver, Reply, SOON, Sandbox, holds_for, wait_until},
@@ -25,7 +25,7 @@ fn is_disabled(sandbox: &Sandbox, webhook: Uuid) -> bool {
 }
 
 #[test]
-fn what_fails_for_so_long_is_disabled_with_the_cause_and_what_succeeds_or_gets_nothing_is_not() {
+fn a_webhook_that_fails_for_long_is_disabled_and_one_that_succeeds_or_gets_nothing_is_not() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|request| match request.path.as_str() {
         "/flaky" if request.attempt % 3 != 0 => Reply::Status(500),
@@ -38,7 +38,7 @@ fn what_fails_for_so_long_is_disabled_with_the_cause_and_what_succeeds_or_gets_n
     let sql = "UPDATE webhooks SET no_retry_status = '422' WHERE id = $1";
     sandbox.database.execute(sql, &[&once]);
     let mut notifier = launch(&sandbox, "4s").start();
-    let told = Told::bound(&sandbox, "webhook.*");
+    let bound = NoticeQueue::bound(&sandbox, "webhook.*");
     for kind in ["once", "dead"] {
         sandbox.publish(&Event::new(kind));
         sandbox.publish(&Event::new(kind));
@@ -52,7 +52,7 @@ fn what_fails_for_so_long_is_disabled_with_the_cause_and_what_succeeds_or_gets_n
         assert!(line.contains(part), "no {part} in {line}");
     }
     assert!(!is_disabled(&sandbox, flaky) && !is_disabled(&sandbox, once));
-    let notice = &told.wait_for(dead, &["webhook.disabled"])[0];
+    let notice = &bound.wait_for(dead, &["webhook.disabled"])[0];
     assert_eq!(notice["data"]["cause"], "failing", "{notice}");
     let shown = succeed(&sandbox, &["webhooks", "show", &dead.to_string()]);
     assert!(shown.contains("no success for 4s (DISABLE_AFTER)"), "{shown}");
@@ -65,14 +65,14 @@ fn what_fails_for_so_long_is_disabled_with_the_cause_and_what_succeeds_or_gets_n
 
     // Once enabled, it has the whole time again.
     succeed(&sandbox, &["webhooks", "enable", &dead.to_string()]);
-    told.wait_for(dead, &["webhook.disabled", "webhook.enabled"]);
+    bound.wait_for(dead, &["webhook.disabled", "webhook.enabled"]);
     sandbox.publish(&Event::new("dead"));
     holds_for(Duration::from_secs(2), "it fails anew", || !is_disabled(&sandbox, dead));
     notifier.terminate();
 }
 
 #[test]
-fn how_long_it_has_failed_is_known_to_all_and_the_next_process() {
+fn how_long_a_webhook_has_failed_is_known_to_all_and_to_the_next_process() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(500));
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);

@@ -1,13 +1,10 @@
 //! A receiver that fails for a long time, and recovers.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::Told;
-use crate::harness::{Event, Notifier, Receiver, Reply, SOON, Sandbox, holds_for, wait_until};
+use super::NoticeQueue;
+use crate::harness::{Event, Notifier, Receiver, SOON, Sandbox, holds_for, wait_until};
 
 /// As if the outage had begun `minutes` minutes earlier.
 fn age(sandbox: &Sandbox, minutes: i32) {
@@ -30,14 +27,9 @@ fn wait_open(sandbox: &Sandbox, notifier: &Notifier) {
 }
 
 #[test]
-fn that_a_breaker_is_open_for_ten_minutes_is_told_once_by_all_and_across_restarts_and_so_is_its_end()
- {
+fn a_breaker_open_for_ten_minutes_is_published_once_across_instances_and_so_is_its_end() {
     let sandbox = Sandbox::new();
-    let is_well = Arc::new(AtomicBool::new(false));
-    let answers = Arc::clone(&is_well);
-    let receiver = Receiver::answering(move |_| {
-        Reply::Status(if answers.load(Ordering::SeqCst) { 200 } else { 503 })
-    });
+    let (receiver, is_fixed) = Receiver::failing(503);
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
     // So that an outage is recorded within seconds.
     let start = || {
@@ -45,7 +37,7 @@ fn that_a_breaker_is_open_for_ten_minutes_is_told_once_by_all_and_across_restart
         launch.env("CIRCUIT_BREAKER", "2,200ms,500ms").env("RETRY_SCHEDULE", "1s,repeat").start()
     };
     let (first, second) = (start(), start());
-    let told = Told::bound(&sandbox, "webhook.#");
+    let bound = NoticeQueue::bound(&sandbox, "webhook.#");
     // Another notifier has seen it fail, too; the table has one row for all.
     let insert = "INSERT INTO webhook_conditions (webhook_id, failing_since, failed_at, open_since)
                   VALUES ($1, now(), now(), now())";
@@ -53,24 +45,24 @@ fn that_a_breaker_is_open_for_ten_minutes_is_told_once_by_all_and_across_restart
     wait_open(&sandbox, &first);
     age(&sandbox, 9);
     holds_for(Duration::from_secs(6), "nine minutes are not enough", || {
-        told.types_of(webhook).is_empty()
+        bound.types_of(webhook).is_empty()
     });
     age(&sandbox, 2);
-    let notices = told.wait_for(webhook, &["webhook.failing"]);
+    let notices = bound.wait_for(webhook, &["webhook.failing"]);
     assert!(notices[0]["data"]["failing_since"].is_string(), "{}", notices[0]);
     assert!(notices[0]["data"]["last_failed_at"].is_string(), "{}", notices[0]);
 
     // A restart causes no notice.
     first.kill();
     let third = start();
-    holds_for(Duration::from_secs(6), "it is told once", || {
-        told.types_of(webhook) == ["webhook.failing"]
+    holds_for(Duration::from_secs(6), "it is published once", || {
+        bound.types_of(webhook) == ["webhook.failing"]
     });
-    is_well.store(true, Ordering::SeqCst);
-    let notices = told.wait_for(webhook, &["webhook.failing", "webhook.recovered"]);
+    is_fixed.store(true, Ordering::SeqCst);
+    let notices = bound.wait_for(webhook, &["webhook.failing", "webhook.recovered"]);
     assert!(notices[1]["data"]["recovered_at"].is_string(), "{}", notices[1]);
-    holds_for(Duration::from_secs(6), "that is told once, too", || {
-        told.types_of(webhook).len() == 2
+    holds_for(Duration::from_secs(6), "that is published once, too", || {
+        bound.types_of(webhook).len() == 2
     });
     second.terminate();
     third.terminate();

@@ -1,18 +1,18 @@
-//! If notices can't be published, deliveries go on, and the log says so.
+//! If notices can't be published, deliveries continue, and it is logged.
 
 use std::time::Duration;
 
 use amiquip::{AmqpValue, FieldTable};
 
-use super::{EXCHANGE, Told, published};
+use super::{EXCHANGE, NoticeQueue, published};
 use crate::harness::{
-    Event, FaultServers, LATER, Receiver, Reply, SOON, Sandbox, Vhost, holds_for,
+    Event, FaultServers, LATER, MemoryAlarm, Receiver, Reply, SOON, Sandbox, Vhost, holds_for,
     servers::{End, Server},
     wait_until,
 };
 
 #[test]
-fn without_a_right_to_the_exchange_deliveries_go_on_and_it_is_told_and_later_made_up_for() {
+fn without_a_right_to_the_exchange_deliveries_continue_and_notices_are_published_later() {
     let fault = FaultServers::share();
     let vhost = Vhost::new(&fault);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -63,15 +63,17 @@ fn without_a_right_to_the_exchange_deliveries_go_on_and_it_is_told_and_later_mad
 
     vhost.grant([".*", ".*", ".*"]);
     notifier.wait_stderr(SOON, "notices published again");
-    wait_until(SOON, "the pauses and the dead letter are told", || published(&notifier) == 4.0);
-    let told = Told::bound(&sandbox, "#");
+    wait_until(SOON, "the pauses and the dead letter are published", || {
+        published(&notifier) == 4.0
+    });
+    let bound = NoticeQueue::bound(&sandbox, "#");
     sandbox.database.execute("UPDATE webhooks SET paused_at = NULL", &[]);
-    told.wait_for(refusing, &["webhook.resumed"]);
+    bound.wait_for(refusing, &["webhook.resumed"]);
     notifier.terminate();
 }
 
 #[test]
-fn a_queue_that_refuses_notices_costs_the_others_nothing() {
+fn a_queue_that_refuses_notices_does_not_affect_the_others() {
     let fault = FaultServers::share();
     let vhost = Vhost::new(&fault);
     vhost.grant([".*", ".*", ".*"]);
@@ -79,7 +81,7 @@ fn a_queue_that_refuses_notices_costs_the_others_nothing() {
     let receiver = Receiver::new();
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
     let mut notifier = sandbox.notifier().start();
-    let told = Told::bound(&sandbox, "#");
+    let bound = NoticeQueue::bound(&sandbox, "#");
     let arguments = FieldTable::from([
         ("x-max-length".to_owned(), AmqpValue::LongInt(0)),
         ("x-overflow".to_owned(), AmqpValue::LongString("reject-publish".to_owned())),
@@ -92,21 +94,21 @@ fn a_queue_that_refuses_notices_costs_the_others_nothing() {
         ("UPDATE webhooks SET paused_at = NULL", &["webhook.paused", "webhook.resumed"]),
     ] {
         sandbox.database.execute(sql, &[]);
-        told.wait_for(webhook, types);
+        bound.wait_for(webhook, types);
     }
     let dropped = [("result", "dropped")];
     notifier.wait_metric("webhook_notices_total", &dropped, 2.0);
     notifier.wait_stderr(SOON, "notices dropped");
     sandbox.publish(&Event::new("order.paid"));
     receiver.wait_at("/", 1);
-    holds_for(Duration::from_secs(1), "none comes again", || told.types_of(webhook).len() == 2);
+    holds_for(Duration::from_secs(1), "none is repeated", || bound.types_of(webhook).len() == 2);
     let lines = notifier.stderr().iter().filter(|it| it.contains("notices dropped")).count();
     assert_eq!(lines, 1, "once a minute at most");
     notifier.terminate();
 }
 
 #[test]
-fn somebody_deletes_the_exchange_and_it_is_made_again() {
+fn a_deleted_exchange_is_created_again() {
     let fault = FaultServers::share();
     let vhost = Vhost::new(&fault);
     vhost.grant([".*", ".*", ".*"]);
@@ -118,35 +120,25 @@ fn somebody_deletes_the_exchange_and_it_is_made_again() {
     });
     sandbox.broker.delete_exchange(EXCHANGE);
     sandbox.database.execute("UPDATE webhooks SET paused_at = now()", &[]);
-    wait_until(SOON, "it is told to nobody", || published(&notifier) == 1.0);
-    let told = Told::bound(&sandbox, "#");
+    wait_until(SOON, "it is published, and no queue gets it", || published(&notifier) == 1.0);
+    let bound = NoticeQueue::bound(&sandbox, "#");
     sandbox.database.execute("UPDATE webhooks SET paused_at = NULL", &[]);
-    told.wait_for(webhook, &["webhook.resumed"]);
+    bound.wait_for(webhook, &["webhook.resumed"]);
     notifier.terminate();
 }
 
-/// RabbitMQ has no memory for messages, until this is dropped.
-struct Alarm<'a>(&'a FaultServers);
-
-impl Drop for Alarm<'_> {
-    fn drop(&mut self) {
-        self.0.set_memory_watermark(0.6);
-    }
-}
-
 #[test]
-fn what_changes_while_rabbitmq_takes_nothing_or_is_away_is_told_once_afterwards() {
+fn changes_while_rabbitmq_takes_nothing_or_is_away_are_published_once_afterwards() {
     let faults = FaultServers::take();
     let sandbox = Sandbox::on(faults.servers(), 1);
     let webhook = sandbox.webhook("https://example.com/", &["*"]);
     let mut notifier = sandbox.notifier().start();
-    let told = Told::bound(&sandbox, "#");
+    let bound = NoticeQueue::bound(&sandbox, "#");
     let waiting = || notifier.metric("webhook_notices_waiting", &[]);
     let pause = "UPDATE webhooks SET paused_at = now()";
     let resume = "UPDATE webhooks SET paused_at = NULL";
 
-    let alarm = Alarm(&faults);
-    faults.set_memory_watermark(0.000_001);
+    let alarm = MemoryAlarm::raised(&faults);
     // The first one may get through.
     sandbox.database.execute(pause, &[]);
     wait_until(SOON, "the first is taken", || published(&notifier) + waiting() >= 1.0);
@@ -154,13 +146,13 @@ fn what_changes_while_rabbitmq_takes_nothing_or_is_away_is_told_once_afterwards(
     wait_until(SOON, "they wait", || waiting() >= 1.0);
     holds_for(Duration::from_secs(8), "it is ready", || notifier.is_ready());
     drop(alarm);
-    told.wait_for(webhook, &["webhook.paused", "webhook.resumed"]);
+    bound.wait_for(webhook, &["webhook.paused", "webhook.resumed"]);
 
     faults.end(Server::Broker, End::Kill);
     sandbox.database.execute(pause, &[]);
     notifier.wait_stderr(LATER, "notices not published");
     faults.start(Server::Broker);
-    wait_until(LATER, "it is told", || published(&notifier) >= 3.0);
+    wait_until(LATER, "it is published", || published(&notifier) >= 3.0);
     sandbox.database.execute(resume, &[]);
     wait_until(LATER, "so is this", || published(&notifier) >= 4.0);
     let dropped = notifier.metric("webhook_notices_total", &[("result", "dropped")]);

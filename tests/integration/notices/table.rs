@@ -100,7 +100,7 @@ fn failures_count_from_the_first_to_the_last_without_a_success_and_without_a_gap
 }
 
 #[test]
-fn what_is_paused_disabled_or_deleted_fails_no_more() {
+fn a_webhook_that_is_paused_disabled_or_deleted_no_longer_counts_as_failing() {
     let sandbox = Sandbox::new();
     let store = store(&sandbox);
     let webhook = sandbox.webhook("https://example.com/", &["*"]);
@@ -124,14 +124,18 @@ fn what_is_paused_disabled_or_deleted_fails_no_more() {
 }
 
 #[test]
-fn of_many_who_take_what_is_untold_one_takes_each() {
+fn of_many_that_take_unpublished_changes_one_takes_each() {
     let sandbox = Sandbox::new();
     let store = store(&sandbox);
     sandbox.database.run_script(
         "INSERT INTO webhooks (post_url, events, paused_at)
              SELECT 'https://example.com/' || n, ARRAY['*'], now() FROM generate_series(1, 200) AS n",
     );
-    assert_eq!(store.count_untold(false).expect("it answers"), 0, "nobody has looked for them");
+    assert_eq!(
+        store.count_untold(false).expect("it answers"),
+        0,
+        "none is counted before the first look"
+    );
     assert_eq!(store.count_untold(true).expect("it answers"), 200);
     let taken: Vec<Uuid> = thread::scope(|scope| {
         let take = || {

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use super::documents;
 
-/// How a quotation begins that is no line of the log: what is typed, in a shell or to PostgreSQL.
+/// How a quotation of a command, in a shell or to PostgreSQL, begins: it is no line of the log.
 const TYPED: [&str; 15] = [
     "GRANT",
     "UPDATE",
@@ -64,7 +64,7 @@ fn each_line_of_the_log_that_the_manual_quotes_is_in_the_sources() {
         let texts: String = text.split("```").step_by(2).collect();
         for phrase in texts.split('`').skip(1).step_by(2).filter_map(phrase) {
             let is_said = COMPOSED.contains(&phrase.as_str()) || sources.contains(&phrase);
-            assert!(is_said, "{name} quotes {phrase:?}, which nothing in src says");
+            assert!(is_said, "{name} quotes {phrase:?}, which is not in src");
             count += 1;
         }
     }

@@ -1,9 +1,10 @@
-//! Queues that somebody deletes, with their messages, and queues that can't be created or used.
+//! Queues that are deleted, with their messages, and queues that can't be created or used.
 
 use amiquip::FieldTable;
 
 use crate::harness::{
-    Event, FaultServers, Notifier, Receiver, Reply, SOON, Sandbox, Vhost, wait_for, wait_until,
+    Event, FaultServers, Notifier, Receiver, Reply, SOON, Sandbox, Vhost, unwrapped, wait_for,
+    wait_until,
 };
 
 /// Fails once, and always at `/never`; answers 410 at `/gone`.
@@ -26,7 +27,7 @@ fn unusable(notifier: &Notifier) -> f64 {
 #[track_caller]
 fn expect_why(sandbox: &Sandbox, event: &Event, parts: &[&str]) {
     let finished = sandbox.command(&["why", &event.id]);
-    let words = finished.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    let words = unwrapped(&finished.stdout);
     for part in parts {
         assert!(words.contains(part), "no {part:?} in {words}");
     }
@@ -35,14 +36,14 @@ fn expect_why(sandbox: &Sandbox, event: &Event, parts: &[&str]) {
 
 #[track_caller]
 fn expect_advice(notifier: &Notifier, state: &str, what: &str) {
-    wait_until(SOON, &format!("the page says {what}"), || {
+    wait_until(SOON, &format!("the page shows {what}"), || {
         let status = notifier.get("/status.json").body;
         status.contains(what) && status.contains(&format!("\"state\":\"{state}\""))
     });
 }
 
 #[test]
-fn a_queue_that_somebody_deletes_is_no_empty_one_and_what_it_held_is_said() {
+fn a_deleted_queue_is_not_taken_for_empty_and_what_it_held_is_reported() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -62,7 +63,7 @@ fn a_queue_that_somebody_deletes_is_no_empty_one_and_what_it_held_is_said() {
         sandbox.broker.delete(queue).expect("it is there");
         let line = notifier.wait_stderr(SOON, &format!("queue lost queue={queue} messages=1:"));
         assert!(line.contains("ERROR") && line.contains("publish their events again"), "{line}");
-        wait_until(SOON, "it is made again", || sandbox.broker.ready(queue) == Some(0));
+        wait_until(SOON, "it is created again", || sandbox.broker.ready(queue) == Some(0));
         assert_eq!(lost(&notifier), count);
         expect_advice(&notifier, "attention", &format!("The queue {queue} was deleted"));
     }
@@ -92,7 +93,7 @@ fn a_queue_that_somebody_deletes_is_no_empty_one_and_what_it_held_is_said() {
 }
 
 #[test]
-fn a_queue_that_can_t_be_had_costs_only_what_needs_it() {
+fn an_unusable_queue_affects_only_what_needs_it() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -103,7 +104,7 @@ fn a_queue_that_can_t_be_had_costs_only_what_needs_it() {
     let check = |notifier: &Notifier| {
         let (event, malformed) = (Event::new("order.paid"), Event::raw("not JSON"));
         sandbox.broker.publish(sandbox.queue(), &[event.clone(), malformed]);
-        wait_until(SOON, "its retry comes", || receiver.of("/", &event).len() == 2);
+        wait_until(SOON, "its retry arrives", || receiver.of("/", &event).len() == 2);
         assert_eq!(notifier.metric("webhook_broker_accepting", &[]), 1.0);
         assert!(notifier.is_ready());
     };
@@ -136,7 +137,7 @@ fn a_queue_that_can_t_be_had_costs_only_what_needs_it() {
     wait_for(SOON, "there is none, and none may be made", || {
         // The notifier may have been faster.
         vhost.may_configure(".*");
-        sandbox.broker.delete(&sandbox.dead_queue()).expect("it is made again");
+        sandbox.broker.delete(&sandbox.dead_queue()).expect("it is created again");
         vhost.may_configure(r"^(?!.*\.dead$).*");
         sandbox.broker.ready(&sandbox.dead_queue()).is_none().then_some(())
     });
@@ -156,7 +157,7 @@ fn a_queue_that_can_t_be_had_costs_only_what_needs_it() {
 }
 
 #[test]
-fn a_limit_of_queues_is_told_as_that() {
+fn a_limit_of_queues_is_reported_as_such() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 1);
@@ -177,6 +178,6 @@ fn a_limit_of_queues_is_told_as_that() {
     let line = notifier.wait_stderr(SOON, &format!("not usable queue={wait}"));
     assert!(is_advice(&line), "{line}");
     vhost.limit_queues(-1);
-    wait_until(SOON, "it is made again", || sandbox.broker.ready(wait) == Some(0));
+    wait_until(SOON, "it is created again", || sandbox.broker.ready(wait) == Some(0));
     notifier.terminate();
 }

@@ -1,4 +1,4 @@
-//! Deliveries that are due for a retry queue that is gone: they don't hold up others, are reported, and
+//! Deliveries that are due for a retry queue that no longer exists: they don't delay others, are reported, and
 //! come back.
 
 use amiquip::{AmqpValue, FieldTable};
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{arguments, text};
 use crate::harness::{
     Event, FaultServers, LATER, Notifier, Receiver, Reply, SOON, Sandbox, Servers, Vhost,
-    wait_until,
+    unwrapped, wait_until,
 };
 
 /// More than RabbitMQ takes out of a wait queue at a time.
@@ -39,7 +39,7 @@ fn dead_letters(sandbox: &Sandbox, queue: &str, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn a_retry_queue_that_is_gone_holds_up_nobody_and_what_it_would_have_had_comes_back() {
+fn a_missing_retry_queue_delays_nobody_and_its_deliveries_can_be_replayed() {
     let faults = FaultServers::share();
     let vhost = Vhost::new(&faults);
     let sandbox = Sandbox::on(&vhost.servers, 2);
@@ -57,7 +57,7 @@ fn a_retry_queue_that_is_gone_holds_up_nobody_and_what_it_would_have_had_comes_b
     });
     let event = Event::new("order.paid");
     sandbox.publish(&event);
-    wait_until(SOON, "retries of the other queue come", || receiver.of("/", &event).len() == 2);
+    wait_until(SOON, "retries of the other queue arrive", || receiver.of("/", &event).len() == 2);
 
     let orphaned = [("queue", "webhooks.orphaned")];
     notifier_of_staying.wait_metric("webhook_queue_messages", &orphaned, MANY as f64);
@@ -71,8 +71,7 @@ fn a_retry_queue_that_is_gone_holds_up_nobody_and_what_it_would_have_had_comes_b
     assert_eq!(groups[0]["webhook_id"], webhook.to_string(), "{groups}");
     let listed = dead_letters(&sandbox, staying, &["list", "--queue", staying]);
     assert!(listed.contains("0  in total"), "{listed}");
-    let why = sandbox.command(&["why", &stranded[0].id]).stdout;
-    let why = why.split_whitespace().collect::<Vec<_>>().join(" ");
+    let why = unwrapped(&sandbox.command(&["why", &stranded[0].id]).stdout);
     for part in ["orphaned: its retry queue was gone", "it lies in webhooks.orphaned", leaving] {
         assert!(why.contains(part), "no {part} in {why}");
     }
@@ -128,7 +127,7 @@ fn tries_again_after(faults: &FaultServers, milliseconds: u32) {
 const BY_DEFAULT: u32 = 180_000;
 
 #[test]
-fn a_virtual_host_of_an_older_version_is_brought_to_the_new_topology_and_nothing_is_lost() {
+fn a_virtual_host_of_an_older_version_gets_the_new_topology_and_nothing_is_lost() {
     let faults = FaultServers::take();
     tries_again_after(&faults, 2_000);
     let vhost = Vhost::new(&faults);
@@ -137,7 +136,7 @@ fn a_virtual_host_of_an_older_version_is_brought_to_the_new_topology_and_nothing
     let receiver = receiver();
     let webhook = sandbox.webhook(&receiver.url("/"), &["*"]);
     make_older_topology(&sandbox);
-    // They hold up what comes after them.
+    // They delay those behind them.
     sandbox.broker.publish_to("webhooks.wait", "1s.former", &many_parked("former", webhook));
     let waiting = many_parked(sandbox.queue(), webhook);
     sandbox.broker.publish_to("webhooks.wait", &format!("1s.{}", sandbox.queue()), &waiting);
@@ -160,7 +159,7 @@ fn a_virtual_host_of_an_older_version_is_brought_to_the_new_topology_and_nothing
 }
 
 #[test]
-fn an_exchange_and_bindings_that_somebody_deletes_are_told_and_made_again() {
+fn deleted_exchanges_and_bindings_are_reported_and_created_again() {
     let faults = FaultServers::take();
     tries_again_after(&faults, 2_000);
     let vhost = Vhost::new(&faults);
@@ -172,7 +171,7 @@ fn an_exchange_and_bindings_that_somebody_deletes_are_told_and_made_again() {
         notifier.metric("webhook_topology_lost_total", &[("object", object)])
     };
     let expect_retry = |event: &Event| {
-        wait_until(LATER, "its retry comes", || receiver.of("/", event).len() >= 2);
+        wait_until(LATER, "its retry arrives", || receiver.of("/", event).len() >= 2);
     };
 
     sandbox.broker.delete_exchange("webhooks.retry");
@@ -206,7 +205,7 @@ fn an_exchange_and_bindings_that_somebody_deletes_are_told_and_made_again() {
         receiver.of("/", &event).len() >= 2 || orphaned() == Some(1)
     });
     let mut others = Vec::new();
-    wait_until(SOON, "retries come again", || {
+    wait_until(SOON, "retries arrive again", || {
         let other = Event::new("order.paid");
         sandbox.publish(&other);
         others.push(other);

@@ -1,20 +1,16 @@
-//! What the commands say about accounts, and how they filter by them.
+//! What the commands print about accounts, and how they filter by them.
 
 use super::*;
-use crate::harness::Servers;
-
-/// The words, independent of wrapping.
-fn words(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
+use crate::harness::{EncodedDatabase, Servers, unwrapped};
 
 #[test]
-fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
+fn why_names_the_accounts_of_an_event_and_of_the_webhooks_that_did_not_get_it() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let of_b = webhook(&sandbox, &receiver.url("/b"), &["user.*"], Some("b")).to_string();
     let notifier = sandbox.notifier().env("DELIVERY_LOG", "all").start();
-    let why = |arguments: &[&str]| words(&sandbox.command(&[&["why"], arguments].concat()).stdout);
+    let why =
+        |arguments: &[&str]| unwrapped(&sandbox.command(&[&["why"], arguments].concat()).stdout);
     let known = |event: &Event, part: &str| {
         wait_for(SOON, &format!("{part} of {}", event.id), || {
             Some(why(&[&event.id])).filter(|why| why.contains(part))
@@ -23,7 +19,7 @@ fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
     let of_a = of(Event::new("user.created"), text("a"));
     let of_none = Event::new("user.created");
     sandbox.broker.publish(sandbox.queue(), &[of_a.clone(), of_none.clone()]);
-    let told = known(&of_a, "dropped at");
+    let output = known(&of_a, "dropped at");
     for part in [
         "account a queue",
         "the webhooks below want this type, but belong to other accounts",
@@ -31,64 +27,68 @@ fn why_says_whose_an_event_is_and_of_whom_a_webhook_that_did_not_get_it() {
         r#"not for it: it belongs to account "b", the event to account "a""#,
         &format!("`webhooks set {of_b} --account a`"),
     ] {
-        assert!(told.contains(part), "no {part:?} in {told}");
+        assert!(output.contains(part), "no {part:?} in {output}");
     }
-    let told = known(&of_none, "dropped at");
+    let output = known(&of_none, "dropped at");
     for part in [
         r#"wants it by `user.*`, but it belongs to account "b""#,
         r#"not for it: it belongs to account "b", the event to none"#,
         "the AMQP header `account`",
     ] {
-        assert!(told.contains(part), "no {part:?} in {told}");
+        assert!(output.contains(part), "no {part:?} in {output}");
     }
     let of_b_too = of(Event::new("user.created"), text("b"));
     sandbox.publish(&of_b_too);
-    let told = known(&of_b_too, "by attempt 1");
+    let output = known(&of_b_too, "by attempt 1");
     assert!(
-        told.contains("wants it by `user.*` ") && !told.contains("but it belongs to"),
-        "{told}"
+        output.contains("wants it by `user.*` ") && !output.contains("but it belongs to"),
+        "{output}"
     );
 
-    // For an event that nobody knows, the operator states the account.
+    // For an event that is found nowhere, the operator states the account.
     let unknown = ["no-such-event", "--type", "user.created"];
-    let told = why(&unknown);
+    let output = why(&unknown);
     assert!(
-        !told.contains("but it belongs to") && told.contains("nothing is logged for it"),
-        "{told}"
+        !output.contains("but it belongs to") && output.contains("nothing is logged for it"),
+        "{output}"
     );
-    let told = why(&[&unknown[..], &["--account", "a"]].concat());
-    assert!(told.contains(r#"but it belongs to account "b""#), "{told}");
+    let output = why(&[&unknown[..], &["--account", "a"]].concat());
+    assert!(output.contains(r#"but it belongs to account "b""#), "{output}");
     let answer = sandbox.command(&["why", &of_a.id, "--json"]).stdout;
     let answer = json(&answer);
     assert_eq!(answer["account"], "a");
     assert_eq!(answer["webhooks"][0]["account"], "b");
     assert!(answer["webhooks"][0]["not_its_own"].is_string(), "{answer}");
 
-    // However many others there are: those that may get it come first.
+    // However many others there are: those that may get it are first.
     sandbox.database.run_script(
         "INSERT INTO webhooks (post_url, events, account)
          SELECT 'https://example.org/', '{user.*}', 'other ' || n FROM generate_series(1, 1100) AS n",
     );
     let own = webhook(&sandbox, &receiver.url("/a"), &["user.*"], Some("a")).to_string();
-    let told = why(&[&of_a.id]);
-    let at = |part: &str| told.find(part).unwrap_or_else(|| panic!("no {part:?} in {told}"));
-    assert!(at(&own) < at("but it belongs to account"), "{told}");
+    let output = why(&[&of_a.id]);
+    let at = |part: &str| output.find(part).unwrap_or_else(|| panic!("no {part:?} in {output}"));
+    assert!(at(&own) < at("but it belongs to account"), "{output}");
     assert!(at("publish it again: the webhooks below want it now") < at(&own));
-    assert!(told.contains("more webhooks of other accounts"), "{told}");
-    let told = why(&[&of_a.id, "--webhook", &of_b]);
-    assert!(told.contains(r#"but it belongs to account "b""#) && !told.contains(&own), "{told}");
+    assert!(output.contains("more webhooks of other accounts"), "{output}");
+    let output = why(&[&of_a.id, "--webhook", &of_b]);
+    assert!(
+        output.contains(r#"but it belongs to account "b""#) && !output.contains(&own),
+        "{output}"
+    );
     notifier.terminate();
 }
 
 #[test]
-fn why_tells_two_accounts_apart_that_used_the_same_id_and_quotes_what_producers_wrote() {
+fn why_tells_accounts_with_the_same_event_id_apart_and_quotes_their_names() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
     let odd = "it's Acme; touch x";
     let ids = ["b", odd]
         .map(|account| webhook(&sandbox, &receiver.url("/"), &["t"], Some(account)).to_string());
     let notifier = sandbox.notifier().env("DELIVERY_LOG", "all").start();
-    let why = |arguments: &[&str]| words(&sandbox.command(&[&["why"], arguments].concat()).stdout);
+    let why =
+        |arguments: &[&str]| unwrapped(&sandbox.command(&[&["why"], arguments].concat()).stdout);
     for (count, account) in [(1, "b"), (2, odd)] {
         sandbox.publish(&of(Event::new("t").id("inv-1"), text(account)));
         receiver.wait_at("/", count);
@@ -96,22 +96,22 @@ fn why_tells_two_accounts_apart_that_used_the_same_id_and_quotes_what_producers_
             why(&["inv-1", "--webhook", &ids[count - 1]]).contains("by attempt 1")
         });
     }
-    let told = why(&["inv-1"]);
-    assert!(told.contains(r#"events of "b" have this id, too: choose by --account"#), "{told}");
-    assert!(!told.contains("but it belongs to account"), "each has had its own: {told}");
-    let told = why(&["inv-1", "--account", "b"]);
-    assert!(told.contains("account b queue"), "{told}");
-    assert_eq!(told.matches("by attempt 1").count(), 1, "{told}");
+    let output = why(&["inv-1"]);
+    assert!(output.contains(r#"events of "b" have this id, too: choose by --account"#), "{output}");
+    assert!(!output.contains("but it belongs to account"), "each has had its own: {output}");
+    let output = why(&["inv-1", "--account", "b"]);
+    assert!(output.contains("account b queue"), "{output}");
+    assert_eq!(output.matches("by attempt 1").count(), 1, "{output}");
     let part = format!(r#"not for it: it belongs to account "{odd}", the event to account "b""#);
-    assert!(told.contains(&part), "{told}");
-    let told = why(&["inv-1", "--account", odd, "--webhook", &ids[0]]);
+    assert!(output.contains(&part), "{output}");
+    let output = why(&["inv-1", "--account", odd, "--webhook", &ids[0]]);
     let command = format!(r"`webhooks set {} --account='it'\''s Acme; touch x'`", ids[0]);
-    assert!(told.contains(&command), "no {command} in {told}");
+    assert!(output.contains(&command), "no {command} in {output}");
     notifier.terminate();
 }
 
 #[test]
-fn why_says_of_what_waits_for_a_webhook_of_another_account_how_it_will_end() {
+fn why_says_that_a_waiting_delivery_will_die_if_its_webhook_has_changed_account() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(500));
     let waiting = webhook(&sandbox, &receiver.url("/w"), &["t"], Some("a"));
@@ -123,27 +123,28 @@ fn why_says_of_what_waits_for_a_webhook_of_another_account_how_it_will_end() {
     receiver.wait_at("/w", 1);
     let why = |id: Uuid| {
         let id = id.to_string();
-        words(&sandbox.command(&["why", &event.id, "--webhook", &id]).stdout)
+        unwrapped(&sandbox.command(&["why", &event.id, "--webhook", &id]).stdout)
     };
     for (id, state) in [(waiting, "waits for attempt 2"), (paused, "the backlog of its webhook")] {
-        let told =
-            wait_for(SOON, "it is logged", || Some(why(id)).filter(|told| told.contains(state)));
-        assert!(!told.contains("other_account"), "{told}");
+        let output = wait_for(SOON, "it is logged", || {
+            Some(why(id)).filter(|output| output.contains(state))
+        });
+        assert!(!output.contains("other_account"), "{output}");
         set_account(&sandbox, id, Some("b"));
-        let told = why(id);
+        let output = why(id);
         for part in [
             state,
             r#"it will be dead then, other_account: it belongs to account "b", the event to account "a""#,
             &format!("`webhooks set {id} --account a`"),
         ] {
-            assert!(told.contains(part), "no {part:?} in {told}");
+            assert!(output.contains(part), "no {part:?} in {output}");
         }
     }
     notifier.terminate();
 }
 
 #[test]
-fn of_what_was_logged_before_there_were_accounts_why_does_not_say_whose_it_is() {
+fn why_names_no_account_for_what_was_logged_before_there_were_accounts() {
     let sandbox = Sandbox::new();
     let id = webhook(&sandbox, "https://example.org/", &["t"], Some("a")).to_string();
     let other = webhook(&sandbox, "https://example.org/2", &["t"], Some("b")).to_string();
@@ -153,7 +154,7 @@ fn of_what_was_logged_before_there_were_accounts_why_does_not_say_whose_it_is() 
                  (event_id, event_type, webhook_id, queue, outcome, attempt, status, detail, at)
              VALUES ('{event}', 't', '{id}', 'q', 'delivered', 1, 200, '', now() - interval '{ago}')"
         ));
-        words(&sandbox.command(&["why", event]).stdout)
+        unwrapped(&sandbox.command(&["why", event]).stdout)
     };
     let before = why("before", "1 day");
     assert!(before.contains(&other) && !before.contains("but it belongs to"), "{before}");
@@ -162,7 +163,7 @@ fn of_what_was_logged_before_there_were_accounts_why_does_not_say_whose_it_is() 
 }
 
 #[test]
-fn a_malformed_dead_letter_is_of_the_account_that_its_body_names_or_of_none() {
+fn a_malformed_dead_letter_belongs_to_the_account_in_its_body_or_to_none() {
     let sandbox = Sandbox::new();
     sandbox.webhook("https://example.org/", &["*"]);
     let notifier = sandbox.notifier().start();
@@ -175,54 +176,46 @@ fn a_malformed_dead_letter_is_of_the_account_that_its_body_names_or_of_none() {
     let listed = json(&succeed(&sandbox, &of_a));
     assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
     assert_eq!(listed[0]["event_id"], "unset");
-    let told = words(&sandbox.command(&["why", "odd"]).stdout);
-    assert!(told.contains("malformed, in") && !told.contains("1a}"), "{told}");
+    let output = unwrapped(&sandbox.command(&["why", "odd"]).stdout);
+    assert!(output.contains("malformed, in") && !output.contains("1a}"), "{output}");
     notifier.terminate();
 }
 
 #[test]
-fn of_an_account_that_the_databases_encoding_lacks_the_log_has_what_receivers_have() {
+fn an_account_outside_the_databases_encoding_is_logged_as_receivers_get_it() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::new();
-    let name = format!("{}_accounts", sandbox.queue());
-    let create = "TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'";
-    sandbox.database.execute(&format!("CREATE DATABASE {name} {create}"), &[]);
-    let mut url = url::Url::parse(&sandbox.servers.database_url).expect("an URL");
-    url.set_path(&name);
-    let command = |arguments: &[&str]| {
-        sandbox.launch(arguments).env("DATABASE_URL", url.as_str()).spawn().finish(SOON)
-    };
-    assert_eq!(command(&["migrate"]).code, Some(0));
+    let database = EncodedDatabase::new(&sandbox, "LATIN1");
+    let command = |arguments: &[&str]| database.command(arguments);
     assert_eq!(command(&["webhooks", "add", &receiver.url("/all"), "*"]).code, Some(0));
     let own = ["webhooks", "add", &receiver.url("/own"), "*", "--account", "größe"];
     assert_eq!(command(&own).code, Some(0));
     let notifier =
-        sandbox.notifier().env("DATABASE_URL", url.as_str()).env("DELIVERY_LOG", "all").start();
+        sandbox.notifier().env("DATABASE_URL", &database.url).env("DELIVERY_LOG", "all").start();
     let (lacked, held) = (of(Event::new("t"), text("日本")), of(Event::new("t"), text("größe")));
     sandbox.broker.publish(sandbox.queue(), &[lacked.clone(), held.clone()]);
     receiver.wait_at("/all", 2);
     receiver.wait_at("/own", 1);
     let why = |event: &Event, account: &[&str]| {
         wait_for(SOON, "it is logged", || {
-            let told = command(&[&["why", &event.id], account].concat());
-            Some(words(&told.stdout)).filter(|told| told.contains("by attempt 1"))
+            let output = command(&[&["why", &event.id], account].concat());
+            Some(unwrapped(&output.stdout)).filter(|output| output.contains("by attempt 1"))
         })
     };
     for account in [&[][..], &["--account", "日本"]] {
-        let told = why(&lacked, account);
-        assert!(told.contains(r#"but it belongs to account "größe""#), "{told}");
+        let output = why(&lacked, account);
+        assert!(output.contains(r#"but it belongs to account "größe""#), "{output}");
     }
     assert!(why(&lacked, &[]).contains("account %E6%97%A5%E6%9C%AC"));
-    let told = why(&held, &[]);
-    assert!(!told.contains("but it belongs to"), "{told}");
+    let output = why(&held, &[]);
+    assert!(!output.contains("but it belongs to"), "{output}");
     let listed = command(&["webhooks", "list", "--account", "日本", "--json"]);
     assert_eq!((listed.code, json(&listed.stdout).as_array().map(Vec::len)), (Some(0), Some(0)));
     notifier.terminate();
-    sandbox.database.execute(&format!("DROP DATABASE {name} WITH (FORCE)"), &[]);
 }
 
 #[test]
-fn commands_publish_list_follow_and_choose_by_account() {
+fn commands_publish_list_follow_and_filter_by_account() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(410));
     for account in [Some("a"), Some("b"), None] {
@@ -293,7 +286,7 @@ fn commands_publish_list_follow_and_choose_by_account() {
 }
 
 #[test]
-fn migrate_says_which_webhooks_had_a_label_that_decides_now() {
+fn migrate_names_the_webhooks_whose_account_column_now_takes_effect() {
     let sandbox = Sandbox::bare(&Servers::shared(), 1);
     let fresh = succeed(&sandbox, &["migrate"]);
     assert!(!fresh.contains("label"), "{fresh}");
@@ -321,7 +314,7 @@ fn migrate_says_which_webhooks_had_a_label_that_decides_now() {
         assert!(many.contains(part), "no {part:?} in {many}");
     }
 
-    // Nobody knows what was in a dropped column.
+    // Nothing tells what was in a dropped column.
     sandbox.database.run_script("ALTER TABLE webhooks DROP COLUMN account CASCADE");
     let restored = sandbox.command(&["migrate"]);
     assert!(
@@ -332,7 +325,7 @@ fn migrate_says_which_webhooks_had_a_label_that_decides_now() {
 }
 
 #[test]
-fn the_status_page_says_of_ailing_receivers_and_backlogs_whose_they_are() {
+fn the_status_page_names_the_accounts_of_ailing_receivers_and_backlogs() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Status(500));
     webhook(&sandbox, &receiver.url("/a"), &["*"], Some("acme\u{202e}"));
