@@ -160,7 +160,7 @@ impl Parts {
         let (door, admin) = admin::open(self.config.metrics_addr, &self.config.metrics_hosts)?;
         let port = door.port();
         let stop = lanes_over.clone();
-        threads.spawn("admin-door", move || door.keep(&stop))?;
+        threads.spawn("admin-door", move || door.serve(&stop))?;
         let (metrics, shown) = (Arc::clone(&self.metrics), Arc::clone(&status));
         let stop = lanes_over.clone();
         threads.spawn("admin", move || admin.serve(&metrics, &shown, &stop))?;
