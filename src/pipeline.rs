@@ -103,7 +103,7 @@ pub struct Pipeline {
 #[derive(Clone, Copy)]
 struct Context<'a> {
     lane: &'a Lane,
-    metrics: &'a metrics::Lane,
+    metrics: &'a metrics::LaneMetrics,
     message: &'a Message,
 }
 
@@ -233,7 +233,7 @@ impl Pipeline {
         let found = progress
             .while_asking(|| self.directory.wanting(&event.event_type, event.account.as_deref()));
         let webhooks = match found {
-            Err(error @ StoreError::Refused(_)) => {
+            Err(error @ StoreError::InvalidValue(_)) => {
                 let words = error.answer().unwrap_or_default().to_owned();
                 let malformed = Malformed::NotSearchable(words);
                 return self.bury_malformed(context, &malformed, promises);
@@ -451,7 +451,7 @@ impl Pipeline {
         let id = webhook.id;
         match self.directory.disable(webhook, GONE) {
             Ok(true) => {
-                self.metrics.notices().disabled(AutoDisabled::Gone);
+                self.metrics.notices().count_disabled(AutoDisabled::Gone);
                 log::warn!(
                     "webhook disabled webhook={id} reason={GONE:?}: `webhooks enable {id}` enables it again"
                 );

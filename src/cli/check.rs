@@ -70,7 +70,7 @@ fn of_database(config: &Config, store: &Store) -> Vec<Finding> {
         Err(error) => findings.push(finding("database", Err(error))),
     };
     let with_log = config.delivery_log != Extent::Off;
-    found(store.unable(with_log).map(|unable| {
+    found(store.missing_rights(with_log).map(|unable| {
         let bad = |(follows, error)| {
             finding("rights", Err::<String, _>(format!("{error}; until then {follows}")))
         };
@@ -91,7 +91,7 @@ fn of_database(config: &Config, store: &Store) -> Vec<Finding> {
         let detail = format!("missing: {what}: run {migrate}");
         if missing.is_empty() { Vec::new() } else { vec![good("tables", detail)] }
     }));
-    found(store.hears_changes().map(|heard| {
+    found(store.check_notifications().map(|heard| {
         let detail = match heard {
             Ok(()) => "a change to the tables takes effect at once".to_owned(),
             Err(error) => format!("not received, so every event asks PostgreSQL: {error}"),

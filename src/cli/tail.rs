@@ -76,7 +76,7 @@ pub(super) fn run(command: Tail) -> Result<()> {
                     continue;
                 }
             }
-            Err(error) if error.is_passing() => {
+            Err(error) if error.is_temporary() => {
                 if !away {
                     complain(&format!("{error}; continuing once it answers"));
                 }

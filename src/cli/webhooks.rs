@@ -262,7 +262,7 @@ pub(super) fn run(mut command: Webhooks) -> Result<ExitCode> {
             if let Some((found, _)) = store.look_up(id)? {
                 // Without their table, each keeps them by itself.
                 let alive = store.instances_alive().or_else(|error| {
-                    if error.is_passing() { Err(error) } else { Ok(Vec::new()) }
+                    if error.is_temporary() { Err(error) } else { Ok(Vec::new()) }
                 })?;
                 shown.limits = limits::kept_by(&alive, &found, !backlogs.is_empty());
             }

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use webhook_notifier::{
     broker::backlog_queue,
     config::{Config, Settings},
-    directory::{Change, Directory},
+    directory::{Directory, TableChange},
     metrics::Metrics,
     shutdown,
     store::{BacklogRow, RemoveError, Standing, Store, StoreError},
@@ -260,7 +260,7 @@ fn news_of_backlogs_comes_on_a_channel_of_its_own_and_leaves_the_directory_alone
         // Ends the listener, even if the test fails.
         let _trigger = trigger;
         let began = ["webhooks", "backlogs", "instances"].map(next);
-        assert_eq!(began, [Change::Webhooks, Change::Backlogs, Change::Instances]);
+        assert_eq!(began, [TableChange::Webhooks, TableChange::Backlogs, TableChange::Instances]);
         wait_until(SOON, "it listens", || directory.is_listening());
         remember();
 
@@ -268,7 +268,7 @@ fn news_of_backlogs_comes_on_a_channel_of_its_own_and_leaves_the_directory_alone
         let other = Uuid::new_v4();
         let told_of = |what: &str, change: &dyn Fn()| {
             change();
-            assert_eq!(next(what), Change::Backlogs, "{what}");
+            assert_eq!(next(what), TableChange::Backlogs, "{what}");
             assert!(directory.knows_any(), "{what}: it has forgotten the webhooks");
         };
         let open = |webhook| store.open_backlog(low, webhook, "rate", "slow").expect("it answers");
@@ -292,7 +292,7 @@ fn news_of_backlogs_comes_on_a_channel_of_its_own_and_leaves_the_directory_alone
         assert!(directory.knows_any());
         let id = store.list(None).expect("it answers")[0].id;
         store.set_paused(id, true).expect("it answers");
-        assert_eq!(next("paused"), Change::Webhooks);
+        assert_eq!(next("paused"), TableChange::Webhooks);
         assert_eq!(told.try_iter().collect::<Vec<_>>(), []);
         let paused = &directory.wanting("a", None).expect("it answers")[0];
         assert!(paused.is_paused, "{paused:?}");
@@ -308,14 +308,14 @@ fn news_of_backlogs_comes_on_a_channel_of_its_own_and_leaves_the_directory_alone
 fn without_the_trigger_of_backlogs_the_remedy_is_said() {
     let sandbox = Sandbox::new();
     let store = store(&sandbox);
-    assert!(store.hears_changes().expect("it answers").is_ok());
+    assert!(store.check_notifications().expect("it answers").is_ok());
     let mut notifier = sandbox.notifier().start();
     sandbox.database.execute("ALTER TABLE backlogs DISABLE TRIGGER backlogs_changed", &[]);
     let line = notifier.wait_stderr(SOON, "directory bypassed");
     for part in ["`backlogs`", "run `webhook-notifier migrate`"] {
         assert!(line.contains(part), "no {part} in {line}");
     }
-    assert!(store.hears_changes().expect("it answers").is_err());
+    assert!(store.check_notifications().expect("it answers").is_err());
     let checked = sandbox.command(&["check"]);
     assert!(checked.stdout.contains("run `webhook-notifier migrate`"), "{checked:?}");
     sandbox.database.execute("ALTER TABLE backlogs ENABLE TRIGGER backlogs_changed", &[]);

@@ -181,7 +181,7 @@ fn of_several_hosts_one_that_takes_no_writes_is_not_used() {
 
     assert_eq!(finished.code, Some(1), "{finished:?}");
     let says = format!("{own_address}: ");
-    let standby = "no host that answers is a primary: is a standby to be promoted?";
+    let standby = "none of the hosts that answer is a primary: does a standby have to be promoted?";
     for part in [&says, standby, &format!("{nobody}: Connection refused")] {
         assert!(finished.stdout.contains(part), "no {part:?} in {finished:?}");
     }

@@ -40,7 +40,7 @@ fn assert_told(notifier: &mut Notifier, queue: &str) {
     wait_until(SOON, "the status page says so", || {
         let status = notifier.get("/status.json").body;
         status.contains(r#""state":"trouble""#)
-            && status.contains(&format!("{queue} has taken no messages for "))
+            && status.contains(&format!("{queue} has accepted no messages for "))
     });
 }
 

@@ -79,7 +79,7 @@ fn a_queue_that_refuses_messages_is_trouble() {
         assert_told(
             &notifier,
             &Told {
-                headline: " in hand for it.",
+                headline: " for it.",
                 verdict: "trouble",
                 readyz: 200,
                 alert: "WebhookQueueRefuses",

@@ -262,7 +262,7 @@ fn without_the_table_each_keeps_limits_by_itself_and_says_so_once_until_it_is_th
         let line = notifier.wait_stderr(SOON, "instances not known");
         assert!(line.contains("WARN") && line.contains("webhook-notifier migrate"), "{line}");
         assert_eq!(super::count_lines(notifier, &["instances not known"]), 1);
-        notifier.wait_stderr(SOON, "kept by all instances together again");
+        notifier.wait_stderr(SOON, "instances share the limits of webhooks again");
     }
     // Each instance's requests under way end within a second.
     wait_until(SOON, "one at a time", || {
