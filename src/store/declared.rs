@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::registered::Registered;
 use super::row;
 use super::session::{Failed, Session};
+use super::time::NOW_IN_UTC;
 use super::{Store, StoreError};
 use crate::domain::declared::{Existing, Field, Plan, SecretHeaders, Values};
 use crate::domain::secret::Secret;
@@ -188,7 +189,7 @@ fn changes_of(plan: &Plan) -> impl Iterator<Item = RowChanges> {
         format!(
             "INSERT INTO webhooks (id, created_at, post_url, events, secret, paused_at, disabled_at,
                  disabled_reason, {settings})
-             SELECT id, now() + place * interval '1 microsecond', post_url, events, secret,
+             SELECT id, {NOW_IN_UTC} + place * interval '1 microsecond', post_url, events, secret,
                  CASE WHEN paused THEN now() END, CASE WHEN disabled THEN now() END,
                  disabled_reason, {settings}
              FROM jsonb_to_recordset($1::jsonb) AS n(id uuid, place integer, {columns})

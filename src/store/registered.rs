@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::change::{ColumnChange, NewSecret, Owned};
 use super::row::{self, some, text};
-use super::time::rfc3339;
+use super::time::{NOW_IN_UTC, rfc3339};
 use super::{Parameter, Store, StoreError};
 use crate::domain::account;
 use crate::domain::secret::Secret;
@@ -34,7 +34,7 @@ pub struct Registered {
     pub post_url: String,
     /// The patterns of the event types it wants.
     pub events: Vec<String>,
-    /// When it was registered, as text from the database.
+    /// When it was registered, in RFC 3339. The column has no time zone: its times count as UTC.
     pub created_at: Option<String>,
     /// When it was disabled, in RFC 3339.
     pub disabled_at: Option<String>,
@@ -295,8 +295,8 @@ impl Store {
         }
         let added = self.returned_by(
             &format!(
-                "INSERT INTO webhooks (post_url, events, secret{columns})
-                 VALUES ($1, $2, $3{values}) RETURNING id"
+                "INSERT INTO webhooks (post_url, events, secret, created_at{columns})
+                 VALUES ($1, $2, $3, {NOW_IN_UTC}{values}) RETURNING id"
             ),
             parameters,
         )?;

@@ -3,13 +3,26 @@
 /// The most characters of a time as text.
 const MOST_CHARS: usize = 64;
 
-/// A column of times in RFC 3339, in the session's time zone, UTC. Anything else it contains, as text.
+/// The present time for `created_at`, a column without a time zone. Its default, `now()`, would be in the time zone of
+/// the session, which isn't always UTC.
+pub(super) const NOW_IN_UTC: &str = "(now() AT TIME ZONE 'UTC')";
+
+/// A column of times, or an expression on such columns, as text: RFC 3339 in UTC, whatever the session's
+/// time zone is. (A pooler may refuse the option that sets it.) A time without a time zone counts as UTC.
+/// `infinity`, times before our era, and values of other types remain as PostgreSQL writes them.
 pub(super) fn rfc3339(column: &str) -> String {
     let bytes = 4 * MOST_CHARS;
+    // As JSON, times don't depend on the session's DateStyle.
+    let text = format!("(to_jsonb({column}) #>> '{{}}')");
+    let with_z = |time: &str| format!("regexp_replace({time}, '[0-9]$', '\\&Z')");
     format!(
         "CASE WHEN pg_column_size({column}) > {bytes} THEN '?'
-              ELSE regexp_replace(left(to_jsonb({column}) #>> '{{}}', {MOST_CHARS}), '[+]00:00$', 'Z')
-         END"
+              WHEN pg_typeof({column}) = 'timestamptz'::regtype THEN {}
+              WHEN pg_typeof({column}) = 'timestamp'::regtype THEN {}
+              ELSE left({text}, {MOST_CHARS})
+         END",
+        with_z(&format!("(to_jsonb({text}::timestamptz AT TIME ZONE 'UTC') #>> '{{}}')")),
+        with_z(&text),
     )
 }
 
