@@ -33,7 +33,7 @@ mod advice;
 mod names;
 mod snapshot;
 
-use names::{Names, ReceiverName, Search};
+use names::{Names, ReceiverName, ReceiverSearch};
 pub use snapshot::Snapshot;
 use snapshot::{
     BacklogNow, BacklogTrend, BacklogsNow, Counted, DisabledNow, EgressNow, LaneNow, LaneStatus,
@@ -162,7 +162,7 @@ impl Status {
     #[must_use]
     pub fn now(&self, sought: &str) -> Snapshot {
         self.names.note_request();
-        let sought = Search::new(sought);
+        let sought = ReceiverSearch::new(sought);
         let found = (!sought.is_empty()).then(|| self.matching(&sought));
         let receivers = self.receivers_now(found.as_ref());
         let history = lock(&self.history);
@@ -364,7 +364,7 @@ impl Status {
     }
 
     /// All receivers that match the search.
-    fn matching(&self, sought: &Search) -> HashSet<Uuid> {
+    fn matching(&self, sought: &ReceiverSearch) -> HashSet<Uuid> {
         let mut all = self.backlogs.webhooks();
         all.extend(self.receivers.known());
         self.names.matching(sought, all).into_iter().collect()

@@ -104,12 +104,12 @@ type Parameter<'a> = (&'a (dyn postgres::types::ToSql + Sync), Type);
 pub struct Store {
     connector: Connector,
     pool_size: u32,
-    pool: RwLock<Current>,
+    pool: RwLock<ActivePool>,
 }
 
 /// The pool in use.
 #[derive(Clone, Debug)]
-struct Current {
+struct ActivePool {
     pool: Pool,
     since: Instant,
 }
@@ -154,7 +154,7 @@ impl Store {
         let connector =
             Connector::new(&settings, &config.database.tls, &options()).map_err(error)?;
         let pool = new_pool(&connector, config.database_pool_size);
-        let pool = RwLock::new(Current { pool, since: Instant::now() });
+        let pool = RwLock::new(ActivePool { pool, since: Instant::now() });
         Ok(Self { connector, pool_size: config.database_pool_size, pool })
     }
 
@@ -284,7 +284,7 @@ impl Store {
         &self,
         run: impl Fn(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let Current { pool, since } =
+        let ActivePool { pool, since } =
             self.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
         let attempts = self.pool_size + 1;
         let (place, connector) = (Arc::clone(self.place()), self.connector.clone());
@@ -324,7 +324,7 @@ impl Store {
         let mut current = self.pool.write().unwrap_or_else(PoisonError::into_inner);
         if current.since == since {
             let pool = new_pool(&self.connector, self.pool_size);
-            *current = Current { pool, since: Instant::now() };
+            *current = ActivePool { pool, since: Instant::now() };
         }
     }
 }

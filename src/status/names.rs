@@ -46,9 +46,9 @@ impl From<Label> for ReceiverName {
 
 /// A search: each of its words has to occur in a receiver's name or id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Search(Vec<String>);
+pub(super) struct ReceiverSearch(Vec<String>);
 
-impl Search {
+impl ReceiverSearch {
     /// A search for the words of this text, which is cut after [`MOST_OF_SEARCH`] characters.
     pub(super) fn new(text: &str) -> Self {
         let text: String = text.chars().take(MOST_OF_SEARCH).collect();
@@ -154,7 +154,7 @@ impl Names {
     /// The receivers among these that match the search.
     pub(super) fn matching(
         &self,
-        sought: &Search,
+        sought: &ReceiverSearch,
         ids: impl IntoIterator<Item = Uuid>,
     ) -> Vec<Uuid> {
         let known = self.lock();
@@ -190,11 +190,14 @@ mod tests {
             ("acme other", false),
             ("acme.*", false),
         ] {
-            assert_eq!(Search::new(text).matches(id, Some(&name)), is_found, "{text:?}");
+            assert_eq!(ReceiverSearch::new(text).matches(id, Some(&name)), is_found, "{text:?}");
         }
-        assert!(Search::new("abcd").matches(id, None) && !Search::new("acme").matches(id, None));
-        assert!(Search::new(" \t").is_empty() && !Search::new("a").is_empty());
-        let long = Search::new(&"é".repeat(9_999));
+        assert!(
+            ReceiverSearch::new("abcd").matches(id, None)
+                && !ReceiverSearch::new("acme").matches(id, None)
+        );
+        assert!(ReceiverSearch::new(" \t").is_empty() && !ReceiverSearch::new("a").is_empty());
+        let long = ReceiverSearch::new(&"é".repeat(9_999));
         assert_eq!(long.0[0].chars().count(), MOST_OF_SEARCH);
     }
 

@@ -147,8 +147,8 @@ fn a_parameter_that_cannot_be_read_is_named() {
     let sandbox = Sandbox::new();
     for (url, says) in [
         ("host=a password=s3cret target_session_attrs=primary", "any, read-write, read-only"),
-        ("host=a password=s3cret port=99999", "a value of port"),
-        ("host=a password=s3cret other=s3cret", "a parameter that is not known"),
+        ("host=a password=s3cret port=99999", "an invalid value of port"),
+        ("host=a password=s3cret other=s3cret", "an unknown parameter"),
     ] {
         let launch = sandbox.launch(&["webhooks", "list"]).env("DATABASE_URL", url);
         let finished = launch.spawn().finish(SOON);

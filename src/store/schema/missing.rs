@@ -4,7 +4,7 @@ use postgres::Transaction;
 use postgres::types::Type;
 
 use super::migrations;
-use super::tables::{Column, DefaultValue, Table};
+use super::tables::{DefaultValue, Table, TableColumn};
 use crate::store::listen::TRIGGERS;
 
 /// A missing part of a table, and the statements that restore it.
@@ -96,7 +96,7 @@ pub(super) fn missing_columns(
     let existing = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
     let missing =
         table.columns.iter().filter(|column| !existing.iter().any(|it| it == column.name));
-    let add = |Column { name: column, kind, value }: &Column| {
+    let add = |TableColumn { name: column, kind, value }: &TableColumn| {
         let add = format!("ALTER TABLE {name} ADD COLUMN {column} {kind}");
         let sql = match value {
             DefaultValue::Null => add,
@@ -157,8 +157,8 @@ fn missing_defaults(
         &[(&name, Type::TEXT)],
     )?;
     let without = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
-    let lacks = |column: &&Column| without.iter().any(|name| name == column.name);
-    let default = |column: &Column| {
+    let lacks = |column: &&TableColumn| without.iter().any(|name| name == column.name);
+    let default = |column: &TableColumn| {
         let at = format!("ALTER TABLE {name} ALTER COLUMN {}", column.name);
         let sql = match column.value {
             DefaultValue::Null | DefaultValue::Filled(_) => return None,

@@ -7,7 +7,7 @@ pub(super) struct Table {
     pub(super) name: &'static str,
     /// The number of the migration that creates it.
     pub(super) version: i32,
-    pub(super) columns: &'static [Column],
+    pub(super) columns: &'static [TableColumn],
     pub(super) key: &'static [&'static str],
     /// The names and definitions of its indexes.
     pub(super) indexes: &'static [(&'static str, &'static str)],
@@ -16,7 +16,7 @@ pub(super) struct Table {
 }
 
 /// A column, and its values in existing rows if it has to be restored.
-pub(super) struct Column {
+pub(super) struct TableColumn {
     pub(super) name: &'static str,
     pub(super) kind: &'static str,
     pub(super) value: DefaultValue,
@@ -32,16 +32,16 @@ pub(super) enum DefaultValue {
     Identity,
 }
 
-const fn column(name: &'static str, kind: &'static str) -> Column {
-    Column { name, kind, value: DefaultValue::Null }
+const fn column(name: &'static str, kind: &'static str) -> TableColumn {
+    TableColumn { name, kind, value: DefaultValue::Null }
 }
 
-const fn filled(name: &'static str, kind: &'static str, with: &'static str) -> Column {
-    Column { name, kind, value: DefaultValue::Filled(with) }
+const fn filled(name: &'static str, kind: &'static str, with: &'static str) -> TableColumn {
+    TableColumn { name, kind, value: DefaultValue::Filled(with) }
 }
 
-const fn default(name: &'static str, kind: &'static str, value: &'static str) -> Column {
-    Column { name, kind, value: DefaultValue::Default(value) }
+const fn default(name: &'static str, kind: &'static str, value: &'static str) -> TableColumn {
+    TableColumn { name, kind, value: DefaultValue::Default(value) }
 }
 
 pub(super) const TABLES: [Table; 5] = [
@@ -83,7 +83,7 @@ pub(super) const TABLES: [Table; 5] = [
         name: "delivery_attempts",
         version: 7,
         columns: &[
-            Column { name: "id", kind: "BIGINT", value: DefaultValue::Identity },
+            TableColumn { name: "id", kind: "BIGINT", value: DefaultValue::Identity },
             default("tx", "XID8 NOT NULL", "pg_current_xact_id()"),
             filled("at", "TIMESTAMPTZ", "now()"),
             filled("event_id", "TEXT", "''"),
