@@ -5,7 +5,7 @@
 //! ([`crate::domain::trend`]). `advice` puts the state into words, and `names` provides the names of receivers.
 //! The page shows no secret and no event, and only the host and path of a URL.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,28 +17,29 @@ use crate::broker::{Lane, LaneKind, ORPHANED, Objects, Standing, Topology, dead_
 use crate::clock;
 use crate::config::Config;
 use crate::directory::Directory;
-use crate::domain::account::MAX_ACCOUNT_BYTES;
 use crate::domain::depths::Depths;
 use crate::domain::held::{Dropped, Held};
 use crate::domain::outcome::DeadReason;
-use crate::domain::receiver::{Ailment, Class, Next};
-use crate::domain::shown;
+use crate::domain::receiver::{Ailment, Class};
 use crate::domain::trend::{Counts, Sample, Samples, per_second, quantile};
-use crate::health::{Answers, Interruption, LaneState};
-use crate::metrics::{LAG_SECONDS, LiveValues, Metrics, Refusing};
+use crate::health::LaneState;
+use crate::metrics::{LAG_SECONDS, LiveValues, Metrics};
 use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
 
 mod advice;
+mod convert;
 mod names;
 mod snapshot;
 
+use convert::{
+    counted, disabled_lately, notices_problem, receiver_now, refusing_now, server, summed,
+};
 use names::{Names, ReceiverName, ReceiverSearch};
 pub use snapshot::Snapshot;
 use snapshot::{
-    BacklogNow, BacklogTrend, BacklogsNow, Counted, DisabledNow, EgressNow, LaneNow, LaneStatus,
-    NoticesNow, ObjectNow, Rates, ReceiverNow, ReceiversNow, RefusingNow, Server, Trend,
-    WaitQueueNow, rounded, seconds,
+    BacklogNow, BacklogTrend, BacklogsNow, EgressNow, LaneNow, ObjectNow, Rates, ReceiversNow,
+    Trend, WaitQueueNow, rounded, seconds,
 };
 
 /// How often the counters are sampled: as often as the page asks, so that each answer has a new step. The cost
@@ -402,102 +403,6 @@ impl Status {
     }
 }
 
-fn notices_problem(metrics: &Metrics) -> Option<NoticesNow> {
-    let (lasted, problem) = metrics.notices().problem()?;
-    Some(NoticesNow { problem, lasted_seconds: seconds(lasted) })
-}
-
-fn disabled_lately(metrics: &Metrics) -> Vec<DisabledNow> {
-    let of = |(webhook, reason): (Uuid, String)| DisabledNow {
-        webhook,
-        reason: shown::line(&reason, MAX_ACCOUNT_BYTES),
-    };
-    metrics.notices().recently_disabled().into_iter().map(of).collect()
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The sums of several lanes' counts, bucket by bucket.
-fn summed(counts: impl Iterator<Item = Vec<u64>>) -> Vec<u64> {
-    counts.fold(Vec::new(), |mut all, some| {
-        all.resize(all.len().max(some.len()), 0);
-        all.iter_mut().zip(some).for_each(|(all, count)| *all += count);
-        all
-    })
-}
-
-/// The counts by label, without zeros.
-fn counted(counts: impl IntoIterator<Item = (&'static str, u64)>) -> Counted {
-    counts.into_iter().filter(|(_, count)| *count > 0).collect::<BTreeMap<_, _>>()
-}
-
-fn refusing_now(live: &LiveValues) -> Vec<RefusingNow> {
-    let of = |refusing: &Refusing| {
-        let since = refusing.since?;
-        Some(RefusingNow {
-            queue: refusing.queue.clone(),
-            messages: refusing.messages,
-            lasted_seconds: seconds(since.elapsed()),
-        })
-    };
-    live.refusing.iter().filter_map(of).collect()
-}
-
-fn receiver_now(
-    webhook: Uuid,
-    name: ReceiverName,
-    class: Class,
-    ailment: Option<Ailment>,
-) -> ReceiverNow {
-    let ReceiverName { account, place } = name;
-    let well = ReceiverNow {
-        webhook,
-        account,
-        place,
-        condition: if class == Class::Unproven { "unproven" } else { "well" },
-        failures: 0,
-        reason: None,
-        status: None,
-        lasted_seconds: None,
-        is_probed: false,
-        next_in_seconds: None,
-    };
-    let Some(ailment) = ailment else { return well };
-    let Ailment { condition, failures, reason, status, lasted, next } = ailment;
-    ReceiverNow {
-        condition: condition.label(),
-        failures,
-        reason: reason.map(|reason| reason.label()),
-        status,
-        lasted_seconds: Some(seconds(lasted)),
-        is_probed: next == Next::Probing,
-        next_in_seconds: match next {
-            Next::After(rest) => Some(seconds(rest)),
-            Next::Probing | Next::WithNextDelivery => None,
-        },
-        ..well
-    }
-}
-
-fn server((answers, lasted): (Answers, Duration)) -> Server {
-    let answers = match answers {
-        Answers::Unasked => None,
-        Answers::Yes => Some(true),
-        Answers::No => Some(false),
-    };
-    Server { answers, lasted_seconds: seconds(lasted) }
-}
-
-impl From<LaneState> for LaneStatus {
-    fn from(state: LaneState) -> Self {
-        match state {
-            LaneState::Starting => Self::Starting,
-            LaneState::Consuming => Self::Consuming,
-            LaneState::Interrupted(Interruption::Broker) => Self::NoBroker,
-            LaneState::Interrupted(Interruption::Confirms) => Self::NoConfirms,
-            LaneState::Interrupted(Interruption::Database) => Self::NoDatabase,
-        }
-    }
 }
