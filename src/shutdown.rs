@@ -76,7 +76,7 @@ pub fn watch_signals(trigger: Trigger) -> Result<()> {
             let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
             if count > 0 {
                 log::warn!(
-                    "second signal ({name}): exiting at once; RabbitMQ requeues the messages in hand"
+                    "second signal ({name}): exiting at once; RabbitMQ requeues unacked messages"
                 );
                 std::process::exit(128 + signal);
             }

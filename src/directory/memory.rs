@@ -257,7 +257,7 @@ fn key(event_type: &str, account: &str) -> Box<str> {
     [event_type, "\0", account].concat().into()
 }
 
-/// The type and the account of such a key.
+/// The type and the account that [`key`] joined.
 fn parts(key: &str) -> (&str, &str) {
     key.split_once('\0').unwrap_or((key, ""))
 }

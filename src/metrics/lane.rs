@@ -104,7 +104,7 @@ impl LaneMetrics {
 
     /// Sets since when the oldest delivery of the lane's backlogs has waited; `None` if they are empty.
     pub fn oldest_in_backlog(&self, since: Option<Instant>) {
-        self.waiting.set_in_hand(since);
+        self.waiting.set_in_backlog(since);
     }
 }
 

@@ -65,7 +65,7 @@ pub(super) fn of(snapshot: &Snapshot) -> (Overall, Vec<Advice>) {
     if snapshot.is_stopping {
         let what = "It is stopping.".to_owned();
         let remedy =
-            "Requests under way are finished, the rest goes back to RabbitMQ; nothing is lost.";
+            "Requests in flight are finished, the rest goes back to RabbitMQ; nothing is lost.";
         advice.push(Advice { state: Overall::Attention, what, remedy: remedy.to_owned() });
     } else {
         advice.extend(of_servers(snapshot));

@@ -280,7 +280,7 @@ pub(super) struct ReceiverNow {
     pub(super) status: Option<u16>,
     /// For how long something has been wrong.
     pub(super) lasted_seconds: Option<f64>,
-    /// Whether a probe is under way.
+    /// Whether a probe is in flight.
     pub(super) is_probed: bool,
     /// How long it gets no request; `None` if it gets the next delivery at once.
     pub(super) next_in_seconds: Option<f64>,

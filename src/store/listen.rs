@@ -46,7 +46,7 @@ const FIRST_PROOF_TIMEOUT: Duration = Duration::from_secs(2);
 /// caller considers the server gone.
 const PROOF_TIMEOUT: Duration = Duration::from_millis(900);
 
-/// What a listener is told.
+/// An event that a listener receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ListenEvent {
     /// From now on every change is reported. Earlier answers may be outdated.
