@@ -1,4 +1,4 @@
-//! The port that operators watch: the status page, /metrics, /healthz, /readyz.
+//! The port for operators and their tools: the status page, /metrics, /healthz and /readyz.
 
 mod door;
 mod head;
@@ -30,25 +30,25 @@ use crate::status::Status;
 /// How often the threads check whether they should stop.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Connections that the kernel queues until the door accepts them. The standard library's 128 are full within
-/// a millisecond of a rush, and a client that finds the queue full tries again only after a whole second. The
-/// kernel lowers this to its own limit (`net.core.somaxconn`).
+/// How many connections the kernel queues until the door accepts them. A burst fills the standard library's 128
+/// within a millisecond, and a client that finds the queue full connects again only after a second. The kernel
+/// lowers this to its own limit (`net.core.somaxconn`).
 const BACKLOG: i32 = 4_096;
 
 /// The server behind the [`Door`], which is its only client.
-// Never dropped: to stop, tiny_http would connect to itself by a path, but our socket's name is abstract.
+// Never dropped: to stop, tiny_http would connect to itself by a path, and our socket's name is abstract.
 pub struct Admin(ManuallyDrop<Server>);
 
-/// Binds METRICS_ADDR. Clients are accepted and answered once both results run in their threads. `names` are
-/// those of METRICS_HOSTS.
+/// Binds METRICS_ADDR. Clients are served once both results run in their threads. `names` are those of
+/// METRICS_HOSTS.
 ///
 /// # Errors
-/// If the address is in use, or not one of this machine.
+/// If the address is in use, or doesn't belong to this machine.
 pub fn open(address: SocketAddr, names: &[String]) -> Result<(Door, Admin)> {
     let listener = TcpListener::bind(address).map_err(|error| {
         anyhow!("cannot listen on {address}: {error}: set METRICS_ADDR to a free address")
     })?;
-    listen(&listener, BACKLOG).context("cannot lengthen the backlog of the metrics port")?;
+    listen(&listener, BACKLOG).context("cannot set the backlog of the metrics port")?;
     let address = listener.local_addr()?;
     let (private, server) = private_listener().context("cannot connect to ourselves")?;
     let machine = uname().nodename().to_string_lossy().into_owned();
@@ -60,8 +60,8 @@ pub fn open(address: SocketAddr, names: &[String]) -> Result<(Door, Admin)> {
     Ok((door, Admin(ManuallyDrop::new(server))))
 }
 
-/// Makes a listener and the only connection to it: nobody else can connect any more. So tiny_http accepts
-/// once. It can't run out of file descriptors later, and other processes of this machine can't keep it busy.
+/// Creates a listener and the only connection to it, and lets nobody else connect. So tiny_http accepts once: it
+/// can't run out of file descriptors later, and other processes of this machine can't keep it busy.
 fn private_listener() -> std::io::Result<(UnixListener, UnixStream)> {
     let name = format!("webhook-notifier-{}", Uuid::new_v4());
     let name = unix::SocketAddr::from_abstract_name(name)?;
@@ -75,32 +75,32 @@ impl Admin {
     /// Answers requests until `stop`.
     pub fn serve(&self, metrics: &Metrics, status: &Status, stop: &Shutdown) {
         while !stop.is_requested() {
-            // There is one error: tiny_http stops accepting, because `private_listener` shut the listener
-            // down.
+            // Once, this is an error: tiny_http stops accepting because `private_listener` has shut the
+            // listener down.
             if let Ok(Some(request)) = self.0.recv_timeout(POLL) {
                 let (path, query) = request.url().split_once('?').unwrap_or((request.url(), ""));
-                let answer = match request.method() {
-                    Method::Get | Method::Head => answer(path, query, metrics, status),
-                    _ => Answer::text(405, "only GET and HEAD\n"),
+                let reply = match request.method() {
+                    Method::Get | Method::Head => reply(path, query, metrics, status),
+                    _ => Reply::text(405, "only GET and HEAD\n"),
                 };
                 // Fails only if the door closed the connection. It notices that itself.
-                let _ = request.respond(answer.into());
+                let _ = request.respond(reply.into());
             }
         }
     }
 }
 
-/// The answer to a request.
-struct Answer {
+/// The reply to a request.
+struct Reply {
     status: u16,
     content_type: &'static str,
-    /// The Content-Security-Policy: what a browser may do with it.
+    /// The Content-Security-Policy: what a browser may do with the reply.
     policy: &'static str,
     body: Vec<u8>,
 }
 
-impl Answer {
-    /// The version of Prometheus' text format. A browser shows this type as text all the same.
+impl Reply {
+    /// The type of Prometheus' text format. A browser shows it as text.
     const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
     fn new(status: u16, content_type: &'static str, body: impl Into<Vec<u8>>) -> Self {
@@ -112,7 +112,7 @@ impl Answer {
         Self::new(status, Self::TEXT, body)
     }
 
-    /// 200 without problems, otherwise 503 and a line for each problem.
+    /// Status 200 if there are no problems, otherwise 503 with a line for each problem.
     fn of_problems(problems: &[String], fine: &str) -> Self {
         match problems {
             [] => Self::text(200, format!("{fine}\n")),
@@ -121,27 +121,27 @@ impl Answer {
     }
 }
 
-fn answer(path: &str, query: &str, metrics: &Metrics, status: &Status) -> Answer {
+fn reply(path: &str, query: &str, metrics: &Metrics, status: &Status) -> Reply {
     match path {
-        "/" => Answer {
+        "/" => Reply {
             policy: &PAGE.policy,
-            ..Answer::new(200, "text/html; charset=utf-8", PAGE.html.as_str())
+            ..Reply::new(200, "text/html; charset=utf-8", PAGE.html.as_str())
         },
         "/status.json" => match serde_json::to_vec(&status.now(&sought(query))) {
-            Ok(json) => Answer::new(200, "application/json", json),
-            Err(error) => Answer::text(500, format!("{error}\n")),
+            Ok(json) => Reply::new(200, "application/json", json),
+            Err(error) => Reply::text(500, format!("{error}\n")),
         },
         "/metrics" => match metrics.encode() {
-            Ok(text) => Answer::text(200, text),
-            Err(error) => Answer::text(500, format!("{error}\n")),
+            Ok(text) => Reply::text(200, text),
+            Err(error) => Reply::text(500, format!("{error}\n")),
         },
         "/healthz" => {
             let ended = metrics.health().ended_threads();
             let problems = ended.iter().map(|name| format!("thread {name} ended"));
-            Answer::of_problems(&problems.collect::<Vec<_>>(), "ok")
+            Reply::of_problems(&problems.collect::<Vec<_>>(), "ok")
         }
-        "/readyz" => Answer::of_problems(&metrics.health().not_ready(), "ready"),
-        _ => Answer::text(404, "see /, /metrics, /healthz and /readyz\n"),
+        "/readyz" => Reply::of_problems(&metrics.health().not_ready(), "ready"),
+        _ => Reply::text(404, "see /, /metrics, /healthz and /readyz\n"),
     }
 }
 
@@ -151,13 +151,13 @@ fn sought(query: &str) -> Cow<'_, str> {
     pairs.find(|(name, _)| name == "receivers").map(|(_, words)| words).unwrap_or_default()
 }
 
-impl From<Answer> for Response<Cursor<Vec<u8>>> {
-    fn from(answer: Answer) -> Self {
-        // The door needs a content-length: it does not parse chunks.
-        let response = Self::from_data(answer.body).with_status_code(answer.status);
+impl From<Reply> for Response<Cursor<Vec<u8>>> {
+    fn from(reply: Reply) -> Self {
+        // The door needs a content-length, because it doesn't parse chunks.
+        let response = Self::from_data(reply.body).with_status_code(reply.status);
         let headers = [
-            ("content-type", answer.content_type),
-            ("content-security-policy", answer.policy),
+            ("content-type", reply.content_type),
+            ("content-security-policy", reply.policy),
             ("x-content-type-options", "nosniff"),
             ("referrer-policy", "no-referrer"),
             ("cross-origin-resource-policy", "same-origin"),

@@ -16,14 +16,14 @@ use crate::consumer;
 use crate::delivery_log;
 use crate::directory::Directory;
 use crate::domain::delivery_log::Extent;
-use crate::instances::{self, Presence};
-use crate::metrics::{Glance, InUse, Metrics};
+use crate::instances::{Heartbeat, ServedQueue};
+use crate::metrics::{InUse, LiveValues, Metrics};
 use crate::notices;
 use crate::pipeline::{Pipeline, Tally};
 use crate::receivers::Receivers;
 use crate::shutdown::{self, Shutdown};
 use crate::status::Status;
-use crate::store::{EACH_BY_ITSELF, Store};
+use crate::store::{Store, UNSHARED_LIMITS};
 use crate::supervisor::Supervisor;
 use crate::threads::{self, Threads};
 use crate::workers::Workers;
@@ -161,17 +161,17 @@ impl Parts {
         let (door, admin) = admin::open(self.config.metrics_addr, &self.config.metrics_hosts)?;
         let port = door.port();
         let stop = lanes_over.clone();
-        threads.spawn("admin-door", move || door.keep(&stop))?;
+        threads.spawn("admin-door", move || door.serve(&stop))?;
         let (metrics, shown) = (Arc::clone(&self.metrics), Arc::clone(&status));
         let stop = lanes_over.clone();
         threads.spawn("admin", move || admin.serve(&metrics, &shown, &stop))?;
         let stop = lanes_over.clone();
         threads.spawn("status", move || status.watch(&stop))?;
-        if let Some(supervisor) = Supervisor::of_environment() {
+        if let Some(supervisor) = Supervisor::from_environment() {
             let (metrics, limit) = (Arc::clone(&self.metrics), self.config.shutdown_timeout);
             let (shutdown, over) = (self.shutdown.clone(), lanes_over.clone());
             threads.spawn("supervisor", move || {
-                supervisor.keep_informed(&metrics, limit, &shutdown, &over);
+                supervisor.notify_until(&metrics, limit, &shutdown, &over);
             })?;
         }
         Ok(port)
@@ -182,16 +182,16 @@ impl Parts {
     fn check_database(&self) -> Result<()> {
         match self.store.check() {
             Ok(()) => self.metrics.health().database().answered(),
-            Err(error) if error.is_passing() => {
+            Err(error) if error.is_temporary() => {
                 log::warn!("{error}; consuming begins when it answers");
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
         }
         let with_log = self.config.delivery_log != Extent::Off;
-        for (follows, error) in self.store.unable(with_log).unwrap_or_default() {
+        for (follows, error) in self.store.missing_rights(with_log).unwrap_or_default() {
             // The `instances` thread logs this itself.
-            if follows != EACH_BY_ITSELF {
+            if follows != UNSHARED_LIMITS {
                 log::warn!("{error}; until then {follows}");
             }
         }
@@ -243,16 +243,17 @@ impl Parts {
     ) -> Result<(Arc<Pipeline>, Keeper)> {
         let Self { config, store, metrics, directory, receivers, .. } = self;
         let (publisher, publisher_thread) = Publisher::new(config, Arc::clone(&self.objects));
-        self.provide_gauges(publisher.clone());
+        self.set_live_values(publisher.clone());
         let (log, log_writer) = delivery_log::open(config, store, metrics.log_rows(), jitter);
-        let (notices, teller) = notices::open(config, store, directory, receivers, metrics, jitter);
+        let (notices, notice_publisher) =
+            notices::open(config, store, directory, receivers, metrics, jitter);
         let backlogs = Lane::all(config).into_iter().filter(|lane| lane.kind == LaneKind::Backlogs);
-        let served = backlogs.map(|lane| instances::Queue {
+        let served = backlogs.map(|lane| ServedQueue {
             name: format!("{} {broker}", lane.origin),
             lane: lane.queue,
         });
         let served = served.collect();
-        let mut presence = Presence::new(
+        let mut heartbeat = Heartbeat::new(
             config,
             Arc::clone(store),
             Arc::clone(directory),
@@ -263,16 +264,16 @@ impl Parts {
         );
         if metrics.health().database().is_up() {
             // The other instances must know of this one before it sends anything.
-            presence.beat();
+            heartbeat.beat();
         }
         if let Some(writer) = log_writer {
             let stop = lanes_over.clone();
             threads.spawn("delivery-log", move || writer.run(&stop))?;
         }
         let stop = lanes_over.clone();
-        threads.spawn("notices", move || teller.run(&stop))?;
+        threads.spawn("notices", move || notice_publisher.run(&stop))?;
         let stop = lanes_over.clone();
-        threads.spawn("instances", move || presence.run(&stop))?;
+        threads.spawn("instances", move || heartbeat.run(&stop))?;
         let stop = lanes_over.clone();
         threads.spawn("publisher", move || publisher_thread.run(&stop, jitter))?;
         let keeper = Keeper::new(
@@ -301,8 +302,8 @@ impl Parts {
         Ok((Arc::new(pipeline), keeper))
     }
 
-    /// Sets the function that reads the metrics that change without an event.
-    fn provide_gauges(&self, publisher: Publisher) {
+    /// Sets the function that returns the metrics that change with time.
+    fn set_live_values(&self, publisher: Publisher) {
         let (receivers, directory) = (Arc::clone(&self.receivers), Arc::clone(&self.directory));
         let queues = self.config.queues.clone();
         let in_use = move |number: usize, queue: &EventQueue| InUse {
@@ -311,9 +312,9 @@ impl Parts {
             by_class: receivers.in_use(number),
         };
         let receivers = Arc::clone(&self.receivers);
-        self.metrics.look_by(move || {
+        self.metrics.set_live_values(move || {
             let count = receivers.count();
-            Glance {
+            LiveValues {
                 receivers_ailing: count.ailing,
                 receivers_slow: count.slow,
                 breakers_open: count.broken,

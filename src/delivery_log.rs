@@ -1,9 +1,8 @@
-//! The delivery log: recording what happens to deliveries never waits for PostgreSQL.
+//! The delivery log: records what happens to deliveries, without waiting for PostgreSQL.
 //!
-//! The pipeline puts an entry into a bounded channel and goes on. A separate thread writes entries in
-//! batches, on its own connection. While PostgreSQL is away, entries are kept as far as there is room;
-//! the rest is dropped and counted. The log only records and decides nothing, so nothing else is lost
-//! with an entry.
+//! The pipeline puts an entry into a bounded channel and continues. A separate thread writes entries in batches, on
+//! its own connection. While PostgreSQL is away, entries wait in the channel; if it is full, further ones are dropped
+//! and counted. No decision depends on the log, so a dropped entry affects no delivery.
 
 use std::mem;
 use std::time::{Duration, Instant};
@@ -22,33 +21,32 @@ use crate::metrics::LogRows;
 use crate::shutdown::Shutdown;
 use crate::store::{LogSession, PRUNE_CHUNK, Store, StoreError, Unwritten};
 
-/// How many entries may wait for the thread: over a second's worth at its rate, and a few MiB, or ten if
-/// receivers' answers are long. They are boxed because the channel reserves a place for each from the
-/// start.
+/// How many entries may wait for the thread: more than it writes in a second. They take a few MiB, or ten if
+/// receivers' answers are long. They are boxed because the channel allocates all places at the start.
 const MOST_WAITING: usize = 8_192;
 
-/// How many entries are written together. More make it no faster.
+/// How many entries are written together. Larger batches are no faster.
 const BATCH: usize = 512;
 
-/// How long the first entry of a batch waits for others: what `tail` shows is that old.
+/// How long the first entry of a batch waits for others. `tail` shows entries this much later.
 const LINGER: Duration = Duration::from_millis(200);
 
-/// How often the thread checks what is due while there is nothing to write.
+/// How often the thread checks what is due while there are no entries.
 const TICK: Duration = Duration::from_secs(1);
 
 /// How long an idle connection is kept: it costs PostgreSQL a process.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How often old entries are searched for.
+/// How often old entries are deleted.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long the log must have no gaps before that is logged, and how soon deleting old entries is tried
-/// again after a failure.
-const CALM: Duration = Duration::from_secs(5);
+/// How long no entry must be dropped before the log counts as complete again. Also the delay before old entries are
+/// deleted again after a failure.
+const RECOVERY_TIME: Duration = Duration::from_secs(5);
 
-/// How long the last entries may take to be written after everything else has ended: less than the
-/// process waits for its last threads.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// The time limit for the last entries after all deliveries have ended: less than the process waits for its last
+/// threads.
+const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Records what happens to deliveries. Never waits.
 #[derive(Debug)]
@@ -58,9 +56,9 @@ pub struct DeliveryLog {
     dropped: IntCounter,
 }
 
-/// The thread's part.
+/// The thread that writes entries and deletes old ones.
 #[derive(Debug)]
-pub struct Writer {
+pub struct LogWriter {
     entries: Receiver<Box<LogEntry>>,
     session: LogSession,
     keep: Duration,
@@ -70,25 +68,26 @@ pub struct Writer {
     batch: Vec<LogEntry>,
     gaps: Gaps,
     prune_at: Instant,
-    /// Why the last chunk couldn't be deleted.
-    not_pruned: Option<StoreError>,
+    /// Why old entries couldn't be deleted the last time.
+    prune_error: Option<StoreError>,
+    /// When the connection was last used.
     used: Instant,
 }
 
-/// Creates both ends of the log. If it is off, there is nothing to run.
+/// Creates the log and its thread's part; the latter is `None` if the log is off.
 #[must_use]
 pub fn open(
     config: &Config,
     store: &Store,
     rows: LogRows,
     jitter: fn() -> f64,
-) -> (DeliveryLog, Option<Writer>) {
+) -> (DeliveryLog, Option<LogWriter>) {
     let is_on = config.delivery_log != Extent::Off;
     let (sender, entries) = bounded(if is_on { MOST_WAITING } else { 0 });
     let dropped = rows.dropped.clone();
     let log = DeliveryLog { extent: config.delivery_log, entries: sender, dropped };
     let now = Instant::now();
-    let writer = is_on.then(|| Writer {
+    let writer = is_on.then(|| LogWriter {
         entries,
         session: LogSession::new(store),
         keep: config.delivery_log_keep,
@@ -97,7 +96,7 @@ pub fn open(
         batch: Vec::new(),
         gaps: Gaps::default(),
         prune_at: now,
-        not_pruned: None,
+        prune_error: None,
         used: now,
     });
     (log, writer)
@@ -107,26 +106,26 @@ impl DeliveryLog {
     /// Records what happened to a delivery of an event from `queue`.
     pub fn record(&self, queue: &str, delivery: &Delivery, happened: Happened) {
         if self.extent.includes(&happened, delivery) {
-            self.leave(LogEntry::of(&happened, queue, delivery, unix_millis()));
+            self.send(LogEntry::of(&happened, queue, delivery, unix_millis()));
         }
     }
 
     /// Records that no webhook wants this event from `queue`.
     pub fn record_unmatched(&self, queue: &str, event: &Event) {
         if self.extent == Extent::All {
-            self.leave(LogEntry::unmatched(queue, event, unix_millis()));
+            self.send(LogEntry::unmatched(queue, event, unix_millis()));
         }
     }
 
-    fn leave(&self, entry: LogEntry) {
+    fn send(&self, entry: LogEntry) {
         if self.entries.try_send(Box::new(entry)).is_err() {
             self.dropped.inc();
         }
     }
 }
 
-impl Writer {
-    /// Writes and prunes until `stop`, and then writes the rest within two seconds.
+impl LogWriter {
+    /// Writes entries and deletes old ones until `stop`. Then writes the rest within two seconds.
     pub fn run(mut self, stop: &Shutdown) {
         let mut backoff = Backoff::default();
         while !stop.is_requested() {
@@ -136,16 +135,16 @@ impl Writer {
                 backoff.reset();
                 self.prune();
             }
-            let error = written.as_ref().err().or(self.not_pruned.as_ref());
+            let error = written.as_ref().err().or(self.prune_error.as_ref());
             self.gaps.report(self.rows.dropped.get(), error);
             if written.is_err() {
                 let _ = stop.wait(backoff.next_wait((self.jitter)()));
             }
             if self.used.elapsed() > IDLE_TIMEOUT {
-                self.session.rest();
+                self.session.disconnect();
             }
         }
-        let deadline = Instant::now() + LAST_WORDS;
+        let deadline = Instant::now() + LAST_WRITE_TIMEOUT;
         while Instant::now() < deadline {
             self.fill();
             if self.batch.is_empty() || self.write().is_err() {
@@ -180,13 +179,13 @@ impl Writer {
         self.fill();
     }
 
-    /// Takes the entries that are there, as far as there is room.
+    /// Takes waiting entries until the batch is full.
     fn fill(&mut self) {
         let room = BATCH.saturating_sub(self.batch.len());
         self.batch.extend(self.entries.try_iter().take(room).map(|entry| *entry));
     }
 
-    /// Writes the batch. What remains of it is worth another attempt.
+    /// Writes the batch. After a failure, the entries that are worth another attempt remain in it.
     fn write(&mut self) -> Result<(), StoreError> {
         let batch = mem::take(&mut self.batch);
         let count = batch.len() as u64;
@@ -207,8 +206,8 @@ impl Writer {
         }
     }
 
-    /// Deletes some old entries if that is due. If there may be more, it is due again soon: entries must
-    /// not come faster than they go.
+    /// Deletes some old entries if that is due. If there may be more, it is due again soon, so that entries are deleted
+    /// faster than new ones arrive.
     fn prune(&mut self) {
         if Instant::now() < self.prune_at {
             return;
@@ -218,18 +217,18 @@ impl Writer {
             + match pruned {
                 Ok(PRUNE_CHUNK) => TICK,
                 Ok(_) => PRUNE_INTERVAL,
-                Err(_) => CALM,
+                Err(_) => RECOVERY_TIME,
             };
-        self.not_pruned = pruned.err();
+        self.prune_error = pruned.err();
     }
 }
 
-/// Logs when the log begins to have gaps, for each new cause, and when that is over: one line each.
+/// Reports gaps: one line when they begin and for each new cause, and one when the log is complete again.
 #[derive(Debug, Default)]
 struct Gaps {
     /// How many entries were dropped at the last check.
     dropped: u64,
-    /// Set while gaps are reported: how many were dropped before, and when the last gap was.
+    /// Set while gaps are reported: how many entries had been dropped before, and when the last gap was.
     reported: Option<(u64, Instant)>,
     causes: Causes,
 }
@@ -237,21 +236,22 @@ struct Gaps {
 impl Gaps {
     fn report(&mut self, dropped: u64, error: Option<&StoreError>) {
         let before = mem::replace(&mut self.dropped, dropped);
-        // While PostgreSQL is only away, entries wait for it. They also do while it can't write, but
-        // that is logged.
-        let is_so = dropped > before
+        // Entries wait while PostgreSQL doesn't answer. They also wait if it answers with an error, but that is
+        // reported as a gap.
+        let has_gap = dropped > before
             || error.is_some_and(|error| !matches!(error, StoreError::Unavailable(_)));
-        if is_so {
+        if has_gap {
             let cause = error.map(ToString::to_string);
-            let cause = cause.unwrap_or_else(|| "more entries than PostgreSQL takes".to_owned());
+            let cause =
+                cause.unwrap_or_else(|| "more entries than PostgreSQL can write".to_owned());
             if self.causes.is_news(&cause) {
                 log::warn!("delivery log has gaps cause={cause:?}; deliveries go on");
             }
         }
         self.reported = match self.reported {
-            None if is_so => Some((before, Instant::now())),
-            Some((before, _)) if is_so => Some((before, Instant::now())),
-            Some((before, last)) if error.is_none() && last.elapsed() >= CALM => {
+            None if has_gap => Some((before, Instant::now())),
+            Some((before, _)) if has_gap => Some((before, Instant::now())),
+            Some((before, last)) if error.is_none() && last.elapsed() >= RECOVERY_TIME => {
                 log::info!("delivery log complete again dropped={}", dropped - before);
                 self.causes.end();
                 None
@@ -269,7 +269,7 @@ mod tests {
     use crate::metrics::Metrics;
 
     #[test]
-    fn who_tells_what_happened_never_waits_and_what_is_too_much_is_counted() {
+    fn an_entry_is_queued_without_a_wait_or_dropped_and_counted() {
         let config = Settings::default().read().expect("the defaults");
         let store = Store::new(&config).expect("an URL");
         let rows = Metrics::new(["q".to_owned()]).expect("distinct names").log_rows();
@@ -292,7 +292,7 @@ mod tests {
         };
         log.record("q", &delivery, delivered);
         log.record_unmatched("q", &delivery.event);
-        assert_eq!(writer.entries.len(), 0, "by default it tells of failures");
+        assert_eq!(writer.entries.len(), 0, "by default only failures are recorded");
         delivery.last_error = "status 500".to_owned();
         for _ in 0..MOST_WAITING + 3 {
             log.record("q", &delivery, delivered);

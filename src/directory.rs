@@ -1,14 +1,14 @@
-//! Answers which webhooks want an event: from memory, as long as nothing can have changed.
+//! Answers which webhooks want an event: from memory, as long as the table can't have changed.
 //!
-//! The directory remembers PostgreSQL's answers, and its thread listens for changes of the table. At
-//! each change it forgets what may have become invalid. Subscribers are notified of changes of webhooks,
-//! and of backlogs and instances (of which it remembers nothing). What a look-up may rely on (`Trust`)
-//! follows three rules:
+//! The directory remembers PostgreSQL's answers. A thread listens for changes of the table, and forgets the
+//! answers that a change may have made invalid. It notifies subscribers of changes of webhooks, and also of
+//! backlogs and instances, which it doesn't remember. Whether a look-up may use the memory (`Trust`) follows
+//! three rules:
 //!
-//! - While listening works, what is remembered is valid.
+//! - While listening works, remembered answers are valid.
 //! - While it doesn't, every look-up asks PostgreSQL.
-//! - While PostgreSQL is away altogether, the last known answers are used: nobody can change a table
-//!   that nobody can reach. Unknown answers have to wait.
+//! - While PostgreSQL is away altogether, the last known answers are used: nobody can change a table that
+//!   nobody can reach. A look-up without a remembered answer has to wait.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -29,47 +29,46 @@ mod listening;
 mod memory;
 mod subscribers;
 
-use memory::{Accounts, EventWebhooks, Known, MOST_ACCOUNTS};
-
+use memory::{Accounts, EventWebhooks, MOST_ACCOUNTS, Memory};
 use subscribers::Subscriber;
 
 pub use crate::store::{Found, Label, StoreError};
-pub use subscribers::Change;
+pub use subscribers::TableChange;
 
-/// How long one proof that listening works is valid. Proofs come every second, and one may be late on a
-/// busy machine.
+/// How long a proof that listening works is valid. Proofs arrive every second, and one may be late on a busy
+/// machine.
 const TRUST: Duration = Duration::from_millis(2_500);
 
-/// How long, in milliseconds, an answer of PostgreSQL is trusted while changes aren't reported: as long
-/// as a report may take otherwise.
+/// How long, in milliseconds, an answer of PostgreSQL counts as current while changes aren't reported: as long
+/// as the report of a change takes otherwise.
 const FRESH: u64 = 100;
 
-/// What a look-up may rely on.
+/// Whether a look-up may use remembered answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trust {
-    /// Every change is reported: what is remembered is valid.
+    /// Every change is reported: remembered answers are valid.
     Listening,
     /// Ask PostgreSQL. If it doesn't answer, use the last known answer.
     Doubt,
-    /// PostgreSQL is away: use the last known answer. If there is none, ask it.
+    /// PostgreSQL is away: use the last known answer. If there is none, ask PostgreSQL.
     Away,
 }
 
 /// Remembers which webhooks want which events. Shared by all threads.
 pub struct Directory {
     store: Arc<Store>,
-    /// One lock for everything: it is held for one look into a table.
-    known: Mutex<Known>,
-    /// How many changes were reported.
+    /// One lock for all answers: it is held only for a look-up in a hash table.
+    memory: Mutex<Memory>,
+    /// The number of changes that were reported; wraps around.
     changes: AtomicU32,
     start: Instant,
     /// When listening was last proved to work, in milliseconds from `start`.
     proved: AtomicU64,
-    /// Until when that proof is valid.
+    /// Until when that proof is valid, in milliseconds from `start`.
     trusted_until: AtomicU64,
     /// Whether PostgreSQL didn't answer the last query made while listening didn't work.
     away: AtomicBool,
-    /// Whether it has answered any query since the listening connection was last lost.
+    /// Whether PostgreSQL has answered a query since the listening connection was last lost.
     answered: AtomicBool,
     lookups: Lookups,
     subscribers: Mutex<Vec<Subscriber>>,
@@ -82,13 +81,13 @@ impl fmt::Debug for Directory {
 }
 
 impl Directory {
-    /// Remembers nothing yet.
+    /// A directory with an empty memory.
     #[must_use]
     pub fn new(config: &Config, store: Arc<Store>, lookups: Lookups) -> Self {
         let most = NonZeroUsize::new(config.directory_entries).unwrap_or(NonZeroUsize::MIN);
         Self {
             store,
-            known: Mutex::new(Known::new(most)),
+            memory: Mutex::new(Memory::new(most)),
             changes: AtomicU32::new(0),
             start: Instant::now(),
             proved: AtomicU64::new(0),
@@ -100,15 +99,15 @@ impl Directory {
         }
     }
 
-    /// A channel of changes, each sent after what it affects was forgotten. When listening begins, all
-    /// kinds are sent, since changes may have been missed before. Changes of a kind are merged until
-    /// they are received. The channel lives as long as the directory.
+    /// A channel of changes. Each is sent after the answers that it affects were forgotten. When listening
+    /// begins, all kinds are sent, since changes may have been missed before. Changes of a kind are merged
+    /// until they are received. The channel lives as long as the directory.
     ///
     /// While listening doesn't work ([`Directory::is_listening`]), nothing is sent.
     #[must_use]
-    pub fn subscribe(&self) -> Receiver<Change> {
+    pub fn subscribe(&self) -> Receiver<TableChange> {
         let subscriber = Subscriber::new();
-        let receiver = subscriber.untaken.clone();
+        let receiver = subscriber.pending.clone();
         self.subscribers.lock().unwrap_or_else(PoisonError::into_inner).push(subscriber);
         receiver
     }
@@ -130,16 +129,16 @@ impl Directory {
         account: Option<&str>,
     ) -> Result<Arc<[Webhook]>, StoreError> {
         let answer = self.look_up(
-            |known| known.wanting(event_type, account),
-            |as_of| self.ask_who_wants(event_type, account, as_of),
-            |known, found| known.remember_wanting(event_type, account, found),
+            |memory| memory.wanting(event_type, account),
+            |as_of| self.query_wanting(event_type, account, as_of),
+            |memory, found| memory.remember_wanting(event_type, account, found),
         );
         answer.map(|answer| answer.webhooks)
     }
 
-    /// Also asks which accounts have webhooks for such events, once for each type, and only if the
-    /// answer can be remembered: this saves queries for all other accounts.
-    fn ask_who_wants(
+    /// Asks PostgreSQL. For a type that isn't remembered yet, also asks which accounts have webhooks for it, if
+    /// that answer can be remembered: this saves the queries for all other accounts.
+    fn query_wanting(
         &self,
         event_type: &str,
         account: Option<&str>,
@@ -162,14 +161,14 @@ impl Directory {
     /// [`StoreError`] if PostgreSQL has to be asked and doesn't answer.
     pub fn find(&self, id: Uuid) -> Result<Found, StoreError> {
         self.look_up(
-            |known| known.found(id),
+            |memory| memory.found(id),
             |as_of| {
                 Ok(match self.store.find(id)? {
                     Found::Enabled(webhook) => Found::Enabled(Webhook { as_of, ..webhook }),
                     other => other,
                 })
             },
-            |known, found| known.remember_found(id, found),
+            |memory, found| memory.remember_found(id, found),
         )
     }
 
@@ -179,8 +178,8 @@ impl Directory {
         self.changes.load(Ordering::Acquire) != webhook.as_of.changes()
     }
 
-    /// Whether a webhook may have changed since it was looked up: a change was reported; or changes
-    /// aren't reported, and the look-up was a while ago. While PostgreSQL is away, nothing changes.
+    /// Whether a webhook may have changed since it was looked up: either a change was reported, or changes
+    /// aren't reported and the look-up was a while ago. While PostgreSQL is away, nothing changes.
     #[must_use]
     pub fn may_have_changed_since(&self, webhook: &Webhook) -> bool {
         let is_old = || self.now().saturating_sub(webhook.as_of.millis) > FRESH;
@@ -193,25 +192,25 @@ impl Directory {
         self.lock().label(id)
     }
 
-    /// The URLs and accounts of those of these webhooks that exist.
+    /// The URLs and accounts of these webhooks, from PostgreSQL. Deleted ones are missing in the result.
     ///
     /// # Errors
-    /// [`StoreError`]; PostgreSQL is asked.
+    /// [`StoreError`].
     pub fn labels(&self, ids: &[Uuid]) -> Result<Vec<Label>, StoreError> {
         self.store.labels(ids)
     }
 
     fn look_up<T: Clone>(
         &self,
-        remembered: impl Fn(&mut Known) -> Option<T>,
+        remembered: impl Fn(&mut Memory) -> Option<T>,
         ask: impl FnOnce(AsOf) -> Result<T, StoreError>,
-        remember: impl FnOnce(&mut Known, T),
+        remember: impl FnOnce(&mut Memory, T),
     ) -> Result<T, StoreError> {
         let trust = self.trust();
         let generation = {
-            let mut known = self.lock();
+            let mut memory = self.lock();
             if trust != Trust::Doubt
-                && let Some(found) = remembered(&mut known)
+                && let Some(found) = remembered(&mut memory)
             {
                 match trust {
                     Trust::Listening => self.lookups.memory.inc(),
@@ -219,21 +218,21 @@ impl Directory {
                 }
                 return Ok(found);
             }
-            known.generation
+            memory.generation
         };
         match ask(AsOf::new(generation, self.now())) {
             Ok(found) => {
                 self.lookups.database.inc();
-                self.has_answered();
-                let mut known = self.lock();
-                // If it was asked before a change and answered after it, the answer may be outdated.
-                if known.generation == generation {
-                    remember(&mut known, found.clone());
+                self.note_answer();
+                let mut memory = self.lock();
+                // If a change was reported between question and answer, the answer may be outdated.
+                if memory.generation == generation {
+                    remember(&mut memory, found.clone());
                 }
                 Ok(found)
             }
-            Err(error) if error.is_passing() => {
-                // So that others don't wait as long for the same answer.
+            Err(error) if error.is_temporary() => {
+                // So that other look-ups don't wait for the same timeout.
                 self.away.store(trust != Trust::Listening, Ordering::Relaxed);
                 let found = remembered(&mut self.lock()).ok_or(error)?;
                 self.lookups.last_known.inc();
@@ -243,13 +242,14 @@ impl Directory {
         }
     }
 
-    /// Disables a webhook, unless it was changed or disabled meanwhile. Returns whether it did.
+    /// Disables a webhook, unless its URL was changed or it was disabled meanwhile. Returns whether it was
+    /// disabled.
     ///
     /// # Errors
     /// [`StoreError`]; then nothing has changed.
     pub fn disable(&self, webhook: &Webhook, reason: &'static str) -> Result<bool, StoreError> {
         let disabled = self.store.disable(webhook, reason)?;
-        // The notification would do it too, but later than the next look-up.
+        // The notification does this too, but perhaps after the next look-up.
         self.forget(&Scope::of_webhook(webhook.id));
         Ok(disabled)
     }
@@ -260,22 +260,22 @@ impl Directory {
     /// [`StoreError`] if it doesn't.
     pub fn ping(&self) -> Result<(), StoreError> {
         self.store.ping()?;
-        self.has_answered();
+        self.note_answer();
         Ok(())
     }
 
-    fn has_answered(&self) {
+    fn note_answer(&self) {
         self.away.store(false, Ordering::Relaxed);
         self.answered.store(true, Ordering::Relaxed);
     }
 
-    /// Whether anything is remembered.
+    /// Whether any answer is remembered.
     #[must_use]
     pub fn knows_any(&self) -> bool {
         !self.lock().is_empty()
     }
 
-    /// How long what is remembered may have been invalid: zero while listening works.
+    /// For how long remembered answers may have been outdated: zero while listening works.
     #[must_use]
     pub fn age(&self) -> Duration {
         match self.trust() {
@@ -289,21 +289,21 @@ impl Directory {
 
     fn forget(&self, scope: &Scope) {
         let forgotten = {
-            let mut known = self.lock();
-            let forgotten = known.forget(scope);
-            self.changes.store(known.generation, Ordering::Release);
+            let mut memory = self.lock();
+            let forgotten = memory.forget(scope);
+            self.changes.store(memory.generation, Ordering::Release);
             forgotten
         };
         drop(forgotten);
-        self.tell(Change::Webhooks);
+        self.notify(TableChange::Webhooks);
     }
 
-    fn tell(&self, change: Change) {
+    fn notify(&self, change: TableChange) {
         let subscribers = self.subscribers.lock().unwrap_or_else(PoisonError::into_inner);
-        subscribers.iter().for_each(|subscriber| subscriber.tell(change));
+        subscribers.iter().for_each(|subscriber| subscriber.notify(change));
     }
 
-    fn trust_for_now(&self) {
+    fn extend_trust(&self) {
         let proved = self.start.elapsed();
         self.proved.store(millis(proved), Ordering::Relaxed);
         self.trusted_until.store(millis(proved + TRUST), Ordering::Release);
@@ -320,151 +320,15 @@ impl Directory {
         }
     }
 
-    /// In milliseconds from `start`.
+    /// The present time in milliseconds from `start`.
     fn now(&self) -> u64 {
         millis(self.start.elapsed())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Settings;
-    use crate::metrics::Metrics;
-
-    /// Its store is never reached: each test provides PostgreSQL's answers.
-    fn directory() -> Directory {
-        let config = Settings::default().read().expect("the defaults");
-        let store = Arc::new(Store::new(&config).expect("an URL"));
-        let metrics = Metrics::new(["q".to_owned()]).expect("distinct names");
-        Directory::new(&config, store, metrics.lookups())
-    }
-
-    fn look_up(
-        directory: &Directory,
-        ask: impl FnOnce() -> Result<Found, StoreError>,
-    ) -> Result<Found, StoreError> {
-        directory.look_up(
-            |known| known.found(Uuid::nil()),
-            |_| ask(),
-            |known, found| known.remember_found(Uuid::nil(), found),
-        )
-    }
-
-    fn not_asked() -> Result<Found, StoreError> {
-        panic!("it is remembered")
-    }
-
-    fn unavailable() -> Result<Found, StoreError> {
-        Err(StoreError::unavailable(&"db:5432/x".into(), "away"))
-    }
-
-    #[test]
-    fn an_answer_is_remembered_while_listening_works() {
-        let directory = directory();
-        directory.trust_for_now();
-        assert_eq!(look_up(&directory, || Ok(Found::Disabled)).ok(), Some(Found::Disabled));
-        assert_eq!(look_up(&directory, not_asked).ok(), Some(Found::Disabled));
-        assert_eq!(directory.age(), Duration::ZERO);
-    }
-
-    #[test]
-    fn an_answer_that_a_change_has_overtaken_is_not_remembered() {
-        let directory = directory();
-        directory.trust_for_now();
-        let overtaken = look_up(&directory, || {
-            directory.forget(&Scope::everything());
-            Ok(Found::Disabled)
-        });
-        // Valid when PostgreSQL was asked, and so for this one look-up.
-        assert_eq!(overtaken.ok(), Some(Found::Disabled));
-        assert_eq!(look_up(&directory, || Ok(Found::Deleted)).ok(), Some(Found::Deleted));
-        assert_eq!(look_up(&directory, not_asked).ok(), Some(Found::Deleted));
-    }
-
-    #[test]
-    fn what_a_change_has_made_untrue_does_not_serve_while_postgresql_is_away() {
-        let directory = directory();
-        assert!(look_up(&directory, || Ok(Found::Disabled)).is_ok());
-        let failed = look_up(&directory, || {
-            directory.forget(&Scope::everything());
-            unavailable()
-        });
-        assert!(failed.is_err());
-    }
-
-    #[test]
-    fn subscribers_are_told_once_of_each_kind_and_never_keep_anybody_waiting() {
-        let directory = directory();
-        let (early, told) =
-            (directory.subscribe(), |from: &Receiver<Change>| from.try_iter().collect::<Vec<_>>());
-        assert_eq!(told(&early), []);
-        for _ in 0..5 {
-            directory.forget(&Scope::everything());
-            directory.tell(Change::Backlogs);
-        }
-        let late = directory.subscribe();
-        directory.forget(&Scope::everything());
-        assert_eq!(told(&early), [Change::Backlogs, Change::Webhooks]);
-        assert_eq!(told(&late), [Change::Webhooks]);
-        directory.tell(Change::Backlogs);
-        assert_eq!((told(&early), told(&late)), (vec![Change::Backlogs], vec![Change::Backlogs]));
-    }
-
-    #[test]
-    fn news_of_backlogs_leaves_what_is_known_of_webhooks() {
-        let directory = directory();
-        assert!(!directory.is_listening());
-        directory.trust_for_now();
-        assert!(directory.is_listening());
-        assert!(look_up(&directory, || Ok(Found::Disabled)).is_ok());
-        directory.tell(Change::Backlogs);
-        assert_eq!(look_up(&directory, not_asked).ok(), Some(Found::Disabled));
-    }
-
-    #[test]
-    fn a_webhook_may_have_changed_where_that_was_heard_or_would_not_have_been() {
-        let mut directory = directory();
-        directory.start = Instant::now() - Duration::from_secs(1);
-        let columns = crate::domain::settings::Columns::default();
-        let secrets = crate::domain::webhook::Secrets::default();
-        let old = Webhook::new(Uuid::nil(), "http://a/", &secrets, &columns);
-        let as_of = AsOf::new(0, u64::MAX);
-        let fresh = Webhook { as_of, ..old.clone() };
-        let may_have = |directory: &Directory| {
-            [&old, &fresh].map(|webhook| directory.may_have_changed_since(webhook))
-        };
-        assert_eq!(may_have(&directory), [true, false], "nothing is heard");
-        directory.away.store(true, Ordering::Relaxed);
-        assert_eq!(may_have(&directory), [false, false], "nobody can change it");
-        directory.trust_for_now();
-        assert_eq!(may_have(&directory), [false, false], "it would have been heard");
-        directory.forget(&Scope::everything());
-        assert_eq!(may_have(&directory), [true, true]);
-    }
-
-    #[test]
-    fn without_listening_every_look_up_asks() {
-        let directory = directory();
-        for found in [Found::Disabled, Found::Deleted, Found::Disabled] {
-            assert_eq!(look_up(&directory, || Ok(found.clone())).ok(), Some(found));
-        }
-        assert!(directory.age() > Duration::ZERO);
-    }
-
-    #[test]
-    fn while_postgresql_is_away_one_look_up_finds_out_and_the_rest_need_not_wait() {
-        let directory = directory();
-        assert!(look_up(&directory, unavailable).is_err(), "nothing is known yet");
-        assert!(look_up(&directory, || Ok(Found::Disabled)).is_ok());
-        assert_eq!(look_up(&directory, unavailable).ok(), Some(Found::Disabled));
-        assert_eq!(look_up(&directory, not_asked).ok(), Some(Found::Disabled));
-        // Another look-up was answered.
-        directory.away.store(false, Ordering::Relaxed);
-        assert_eq!(look_up(&directory, || Ok(Found::Deleted)).ok(), Some(Found::Deleted));
-    }
-}
+mod tests;

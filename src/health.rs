@@ -1,5 +1,5 @@
-//! Whether the notifier works: which lanes consume, which servers answer, which threads have ended.
-//! `/readyz`, `/healthz`, the messages to the supervisor and the status page report it.
+//! The health of the process: which lanes consume, which servers answer, which threads have ended. `/readyz`,
+//! `/healthz`, the messages to the supervisor and the status page report it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,23 +7,23 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 mod contact;
-mod standing;
+mod lane;
 
 pub use contact::{Answers, Contact};
-pub use standing::{Interruption, LaneState};
+pub use lane::{Interruption, LaneState};
 
-use standing::Standing;
+use lane::LaneHealth;
 
 /// The state of the process and of the servers that it needs.
 #[derive(Debug)]
 pub struct Health {
     /// By the queue that the lane consumes.
-    lanes: BTreeMap<String, Standing>,
+    lanes: BTreeMap<String, LaneHealth>,
     broker: Contact,
     database: Contact,
     /// The threads that ended unexpectedly.
     ended: Mutex<Vec<String>>,
-    /// The log already says that all lanes consume.
+    /// Whether it was logged that all lanes consume.
     is_announced: AtomicBool,
 }
 
@@ -32,7 +32,7 @@ impl Health {
     #[must_use]
     pub fn new(queues: impl IntoIterator<Item = String>) -> Self {
         Self {
-            lanes: queues.into_iter().map(|queue| (queue, Standing::new())).collect(),
+            lanes: queues.into_iter().map(|queue| (queue, LaneHealth::new())).collect(),
             broker: Contact::new(),
             database: Contact::new(),
             ended: Mutex::default(),
@@ -43,10 +43,10 @@ impl Health {
     /// Sets whether a lane consumes its queue. Logs when all of them do for the first time.
     pub fn set_consuming(&self, queue: &str, consumes: bool) {
         match consumes {
-            true => self.standing(queue).begin(),
-            false => self.standing(queue).end(),
+            true => self.lane_health(queue).begin(),
+            false => self.lane_health(queue).end(),
         }
-        let all = self.lanes.values().all(Standing::is_consuming);
+        let all = self.lanes.values().all(LaneHealth::is_consuming);
         if all && !self.is_announced.swap(true, Ordering::Relaxed) {
             let queues: Vec<&str> = self.lanes.keys().map(String::as_str).collect();
             log::info!("ready: consuming {}", queues.join(", "));
@@ -55,13 +55,13 @@ impl Health {
 
     /// Sets why a lane does not consume its queue.
     pub fn set_interruption(&self, queue: &str, why: Interruption) {
-        self.standing(queue).explain(why);
+        self.lane_health(queue).explain(why);
     }
 
-    /// Whether the lane of that queue consumes, and for how long it has been in this state.
+    /// The state of the lane that consumes this queue, and for how long it has been in it.
     #[must_use]
     pub fn lane(&self, queue: &str) -> (LaneState, Duration) {
-        self.standing(queue).now()
+        self.lane_health(queue).now()
     }
 
     /// Whether RabbitMQ answers the monitor, on a connection of its own.
@@ -87,7 +87,7 @@ impl Health {
         self.ended().clone()
     }
 
-    /// What is not ready, one line each; empty if everything is ready.
+    /// What is not ready, a line for each; empty if the process is ready.
     #[must_use]
     pub fn not_ready(&self) -> Vec<String> {
         let lanes = self.lanes.iter().filter(|(_, lane)| !lane.is_consuming());
@@ -102,7 +102,7 @@ impl Health {
         problems
     }
 
-    fn standing(&self, queue: &str) -> &Standing {
+    fn lane_health(&self, queue: &str) -> &LaneHealth {
         &self.lanes[queue]
     }
 

@@ -99,8 +99,8 @@
 //! | which addresses a webhook may have | [`domain::address`]; how its host is looked up: [`lookup`]; how a proxy reaches it: `sender/egress.rs` |
 //! | which webhooks want an event | [`domain::webhook`], [`directory`]; the event's account: [`domain::account`]; what the directory forgets when webhooks change: `domain/webhook/scope.rs`, `sql/015_changes.sql` |
 //! | what `why` concludes about a delivery | [`domain::diagnosis`]; its wording: `cli/why/words.rs`, and that of the remedies: `cli/why/words/remedy.rs`; the entries of the log: [`domain::delivery_log`] |
-//! | how times are represented and printed | [`domain::time`]; the only reader of the clock: [`clock`] |
-//! | what `webhooks.events` publishes | [`domain::notice`]; when: `store/conditions/untold.rs`; how: `notices/teller.rs`; how all instances record since when a receiver fails: `notices/watch.rs` |
+//! | how times are represented and printed | [`domain::time`]; in SQL: `store/time.rs`; the only reader of the clock: [`clock`] |
+//! | what `webhooks.events` publishes | [`domain::notice`]; when: `store/conditions/unannounced.rs`; how: `notices/publisher.rs`; how all instances record since when a receiver fails: `notices/watch.rs` |
 //! | the tables | a new file in `sql/`, listed in `store/schema/migrations.rs`; what `migrate` restores: `store/schema/tables.rs`; statements: [`store`] |
 //! | exchanges and queues | `broker/topology.rs`; how they are declared and checked: `broker/declare.rs`; their known state: `broker/objects.rs`; the permissions that they need: `broker/rights.rs` |
 //! | how we connect to the broker | `broker/connecting.rs` |

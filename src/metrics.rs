@@ -1,7 +1,7 @@
 //! The Prometheus metrics.
 //!
-//! The children of labelled metrics are resolved once, at the start. A look-up by label takes a lock and a
-//! hash, and alerts need series that exist from the start.
+//! The series of labelled metrics are created once, at the start: a look-up by label takes a lock and a hash, and
+//! alerts need series that exist from the start.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -17,7 +17,7 @@ use crate::domain::receiver::Transition;
 use crate::health::{Health, LaneState};
 
 mod egress;
-mod glance;
+mod live;
 mod instances;
 mod lane;
 mod maker;
@@ -25,14 +25,14 @@ mod notices;
 mod topology;
 mod waiting;
 
-use glance::{Glances, Look};
-use lane::Families;
-use maker::Maker;
+use lane::LaneFamilies;
+use live::{LiveMetrics, ReadLive};
+use maker::MetricMaker;
 
 pub use egress::EgressState;
-pub use glance::{Glance, InUse, Refusing};
 pub use instances::InstancesState;
-pub use lane::{LAG_SECONDS, Lane};
+pub use lane::{LAG_SECONDS, LaneMetrics};
+pub use live::{InUse, LiveValues, Refusing};
 pub use notices::{AutoDisabled, NoticesState};
 pub use topology::{ObjectKind, TopologyCounts};
 
@@ -40,7 +40,7 @@ pub use topology::{ObjectKind, TopologyCounts};
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    lanes: BTreeMap<String, Lane>,
+    lanes: BTreeMap<String, LaneMetrics>,
     queue_messages: IntGaugeVec,
     /// The values of `queue_messages`, for [`Metrics::queue_messages`].
     depths: Mutex<BTreeMap<String, u32>>,
@@ -53,9 +53,9 @@ pub struct Metrics {
     transitions: IntCounterVec,
     lookups: Lookups,
     log_rows: LogRows,
-    glances: Glances,
-    /// Returns the values that change with time; called when the metrics are read.
-    look: OnceLock<Look>,
+    live_metrics: LiveMetrics,
+    /// Returns the live values. Called when the metrics are read.
+    read_live: OnceLock<ReadLive>,
     database_up: IntGauge,
     egress: EgressState,
     notices: NoticesState,
@@ -70,7 +70,7 @@ impl Metrics {
     /// Only if two metrics have the same name.
     pub fn new(queues: impl IntoIterator<Item = String>) -> Result<Self> {
         let registry = Registry::new();
-        let make = Maker(&registry);
+        let make = MetricMaker(&registry);
         let backlogs = make.gauge(
             "webhook_backlogs",
             "Backlogs that are not empty; each belongs to one webhook",
@@ -78,7 +78,7 @@ impl Metrics {
         )?;
         let backlog_deliveries = make.gauge(
             "webhook_backlog_deliveries",
-            "Deliveries that wait in backlogs; refreshed every five seconds, twenty backlogs at a time",
+            "Deliveries that wait in backlogs; every five seconds, twenty backlogs are counted",
             &["queue"],
         )?;
         let backlogs_lost = make.counter(
@@ -99,7 +99,7 @@ impl Metrics {
         }
         let dropped = make.counter(
             "webhook_deliveries_dropped_total",
-            "Waiting deliveries dropped because their webhook is gone, by reason",
+            "Waiting deliveries dropped because their webhook was deleted or disabled, by reason",
             &["reason"],
         )?;
         let queue_messages = make.gauge(
@@ -128,7 +128,7 @@ impl Metrics {
         };
         let egress_proxy_up = make.gauge(
             "webhook_egress_proxy_up",
-            "0 while EGRESS_PROXY lets no request through; 1 otherwise, also without a proxy",
+            "0 while EGRESS_PROXY lets no request through; otherwise 1, also without a proxy",
             &[],
         )?;
         let database_up = make.gauge("webhook_database_up", "1 while PostgreSQL answers", &[])?;
@@ -137,7 +137,7 @@ impl Metrics {
             .set(1);
         registry.register(Box::new(ProcessCollector::for_self()))?;
 
-        let families = Families::new(&make)?;
+        let families = LaneFamilies::new(&make)?;
         let lanes: BTreeMap<_, _> =
             queues.into_iter().map(|queue| (queue.clone(), families.lane(&queue))).collect();
         let health = Health::new(lanes.keys().cloned());
@@ -154,8 +154,8 @@ impl Metrics {
             transitions,
             lookups,
             log_rows,
-            glances: Glances::new(&make)?,
-            look: OnceLock::new(),
+            live_metrics: LiveMetrics::new(&make)?,
+            read_live: OnceLock::new(),
             database_up: database_up.with_label_values::<&str>(&[]),
             egress: EgressState::new(egress_proxy_up.with_label_values::<&str>(&[])),
             notices,
@@ -170,11 +170,11 @@ impl Metrics {
     /// # Panics
     /// If the queue is not one of those given to [`Metrics::new`].
     #[must_use]
-    pub fn lane(&self, queue: &str) -> &Lane {
+    pub fn lane(&self, queue: &str) -> &LaneMetrics {
         &self.lanes[queue]
     }
 
-    /// Counts the waiting deliveries dropped for this reason.
+    /// The counter of waiting deliveries that were dropped for this reason.
     #[must_use]
     pub fn dropped(&self, why: Dropped) -> &IntCounter {
         match why {
@@ -183,7 +183,7 @@ impl Metrics {
         }
     }
 
-    /// Counts the changes of circuit breakers to this state. They are rare, so it is looked up each time.
+    /// The counter of circuit breakers' changes to this state. They are rare, so it is looked up each time.
     #[must_use]
     pub fn transition(&self, transition: Transition) -> IntCounter {
         self.transitions.with_label_values(&[transition.label()])
@@ -201,10 +201,10 @@ impl Metrics {
         self.log_rows.clone()
     }
 
-    /// Sets the function that returns the values that change with time. Each read of the metrics calls it.
-    pub fn look_by(&self, look: impl Fn() -> Glance + Send + Sync + 'static) {
-        // Fails only if one is set already. That would be a mistake in `app`, and harmless.
-        let _ = self.look.set(Look(Box::new(look)));
+    /// Sets the function that returns the live values. It is called whenever the metrics are read.
+    pub fn set_live_values(&self, read: impl Fn() -> LiveValues + Send + Sync + 'static) {
+        // Fails only if it is set already: that would be a harmless mistake in `app`.
+        let _ = self.read_live.set(ReadLive(Box::new(read)));
     }
 
     /// The counters of lost and unusable topology objects.
@@ -240,14 +240,14 @@ impl Metrics {
         self.backlog_deliveries.with_label_values(&[queue]).get()
     }
 
-    /// Counts the backlogs that somebody else deleted.
+    /// The counter of backlogs that somebody else deleted.
     #[must_use]
     pub fn backlogs_lost(&self) -> &IntCounter {
         &self.backlogs_lost
     }
 
-    /// How many messages were ready in a watched queue when RabbitMQ last answered; `None` before its first
-    /// answer, and while the queue does not exist.
+    /// How many messages were ready in a queue when RabbitMQ last answered; `None` before its first answer, and
+    /// while the queue does not exist.
     #[must_use]
     pub fn queue_messages(&self, queue: &str) -> Option<i64> {
         self.depths().get(queue).map(|messages| i64::from(*messages))
@@ -257,19 +257,19 @@ impl Metrics {
         self.depths.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the notifier works.
+    /// The state of the lanes, servers and threads.
     #[must_use]
     pub fn health(&self) -> &Health {
         &self.health
     }
 
-    /// Whether requests get out to receivers.
+    /// Whether EGRESS_PROXY lets requests through.
     #[must_use]
     pub fn egress(&self) -> &EgressState {
         &self.egress
     }
 
-    /// What happens to notices.
+    /// The state of notices.
     #[must_use]
     pub fn notices(&self) -> &NoticesState {
         &self.notices
@@ -281,10 +281,10 @@ impl Metrics {
         &self.instances
     }
 
-    /// The current values that change with time; `None` while the process starts.
+    /// The live values at this moment; `None` while the process starts.
     #[must_use]
-    pub fn glance(&self) -> Option<Glance> {
-        self.look.get().map(|Look(look)| look())
+    pub fn live_values(&self) -> Option<LiveValues> {
+        self.read_live.get().map(|ReadLive(read)| read())
     }
 
     /// All metrics in Prometheus' text format.
@@ -296,10 +296,10 @@ impl Metrics {
         for (queue, lane) in &self.lanes {
             let consumes = self.health.lane(queue).0 == LaneState::Consuming;
             lane.connected.set(consumes.into());
-            lane.waiting.look();
+            lane.waiting.update();
         }
-        if let Some(glance) = self.glance() {
-            self.glances.set(&glance)?;
+        if let Some(live) = self.live_values() {
+            self.live_metrics.set(&live)?;
         }
         let mut text = Vec::with_capacity(32 << 10);
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
@@ -310,11 +310,11 @@ impl Metrics {
 /// The counters of the directory's answers, by their source.
 #[derive(Clone, Debug)]
 pub struct Lookups {
-    /// From memory, known to be current.
+    /// From memory, and known to be current.
     pub memory: IntCounter,
     /// From PostgreSQL.
     pub database: IntCounter,
-    /// From memory while PostgreSQL is away, so perhaps outdated.
+    /// From memory while PostgreSQL is away.
     pub last_known: IntCounter,
 }
 
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_have_each_lag_in_the_bucket_that_it_fell_into() {
+    fn each_lag_is_counted_in_its_own_bucket_only() {
         let metrics = Metrics::new(["q".to_owned()]).expect("distinct names");
         let lane = metrics.lane("q");
         for lag in [0.004, 0.005, 0.006, 172_800.0, 172_801.0] {

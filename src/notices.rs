@@ -1,13 +1,14 @@
-//! Notices: the exchange `webhooks.events` tells operators and owners what happens to webhooks.
+//! Notices: events about webhooks that are published to the exchange `webhooks.events`, for operators and
+//! owners.
 //!
-//! A separate thread watches and publishes. It records since when each receiver has been failing, for
-//! all notifiers and the next process (the table `webhook_conditions`), disables webhooks that have
-//! failed for DISABLE_AFTER, and publishes notices on its own connection. Nobody waits for it: the death
-//! of a delivery is put into a bounded channel, and dropped and counted if that is full.
+//! A separate thread does all of this. It records since when each receiver has been failing, in the table
+//! `webhook_conditions`, which all notifiers share. It disables webhooks that have failed for DISABLE_AFTER.
+//! And it publishes notices, on its own connection. No delivery waits for it: the deaths of deliveries go
+//! through a bounded channel; if that is full, their notices are dropped and counted.
 //!
-//! The table also records which changes of webhooks have been announced, so that exactly one notifier
-//! announces each, even changes made while none ran or RabbitMQ was away. They are taken from the table
-//! only while there is a connection to publish them.
+//! The table also records which changes of webhooks have been announced. So exactly one notifier announces
+//! each of them, even if no notifier ran or RabbitMQ was away when it was made. A notifier takes changes from
+//! the table only while it has a connection to publish them.
 
 use std::sync::Arc;
 
@@ -24,40 +25,40 @@ use crate::metrics::{Metrics, NoticesState};
 use crate::receivers::Receivers;
 use crate::store::Store;
 
-mod teller;
+mod publisher;
 mod watch;
 
-use watch::Watch;
+use watch::OutageWatch;
 
-pub use teller::Teller;
+pub use publisher::NoticePublisher;
 
-/// How many deaths may wait to be published: some hundred kilobytes.
+/// How many deaths may wait to be published. They take some hundred kilobytes.
 const MOST_WAITING: usize = 1_024;
 
-/// Accepts deaths to publish. Never waits.
+/// Queues the deaths of deliveries for publication. Never waits.
 #[derive(Clone, Debug)]
 pub struct Notices {
-    deaths: Sender<Obituary>,
+    deaths: Sender<DeathReport>,
     state: NoticesState,
 }
 
-/// A delivery that is dead as soon as RabbitMQ has confirmed it.
+/// The death of a delivery, and its webhook.
 #[derive(Debug)]
-struct Obituary {
+struct DeathReport {
     webhook: Uuid,
     death: Box<Death>,
 }
 
-/// A death to publish once it is certain.
+/// A death to publish once RabbitMQ has confirmed the dead letter.
 #[derive(Debug)]
-pub struct UntoldDeath {
-    obituary: Obituary,
+pub struct PendingDeath {
+    report: DeathReport,
     notices: Notices,
 }
 
 impl Notices {
-    /// The notice to send once a delivery, whose message has these headers, has died for this reason;
-    /// `None` if it is a delivery of a notice.
+    /// The death of a delivery for this reason, to be published later. `headers` are those of its message.
+    /// `None` if it is the delivery of a notice.
     #[must_use]
     pub fn of_death(
         &self,
@@ -65,27 +66,27 @@ impl Notices {
         headers: &Headers,
         reason: DeadReason,
         origin: &str,
-    ) -> Option<Box<UntoldDeath>> {
+    ) -> Option<Box<PendingDeath>> {
         if is_notice(&delivery.event.event_type, headers) {
             return None;
         }
         let death = Box::new(Death::of(delivery, reason, origin, unix_millis()));
-        let obituary = Obituary { webhook: delivery.webhook_id, death };
-        Some(Box::new(UntoldDeath { obituary, notices: self.clone() }))
+        let report = DeathReport { webhook: delivery.webhook_id, death };
+        Some(Box::new(PendingDeath { report, notices: self.clone() }))
     }
 }
 
-impl UntoldDeath {
-    /// The death is certain: publishes it.
-    pub fn tell(self) {
-        let Self { obituary, notices } = self;
-        if notices.deaths.try_send(obituary).is_err() {
+impl PendingDeath {
+    /// Queues the death for publication: it is certain now.
+    pub fn publish(self) {
+        let Self { report, notices } = self;
+        if notices.deaths.try_send(report).is_err() {
             notices.state.dropped.inc();
         }
     }
 }
 
-/// Creates both ends.
+/// Creates the queue of deaths and the thread's part.
 #[must_use]
 pub fn open(
     config: &Arc<Config>,
@@ -94,15 +95,15 @@ pub fn open(
     receivers: &Arc<Receivers>,
     metrics: &Metrics,
     jitter: fn() -> f64,
-) -> (Notices, Teller) {
+) -> (Notices, NoticePublisher) {
     let (sender, deaths) = bounded(MOST_WAITING);
     let state = metrics.notices().clone();
     let notices = Notices { deaths: sender, state: state.clone() };
     let (for_watch, receivers) = (Arc::clone(store), Arc::clone(receivers));
-    let watch = Watch::new(config, for_watch, receivers, state.clone());
+    let watch = OutageWatch::new(config, for_watch, receivers, state.clone());
     let (config, store, directory) = (Arc::clone(config), Arc::clone(store), Arc::clone(directory));
-    let teller = Teller::new(deaths, config, store, directory, state, watch, jitter);
-    (notices, teller)
+    let publisher = NoticePublisher::new(deaths, config, store, directory, state, watch, jitter);
+    (notices, publisher)
 }
 
 #[cfg(test)]
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn who_tells_of_a_death_never_waits_and_what_is_too_much_is_counted() {
+    fn a_death_is_queued_without_a_wait_or_dropped_and_counted() {
         let metrics = Metrics::new(["q".to_owned()]).expect("distinct names");
         let (sender, deaths) = bounded(MOST_WAITING);
         let notices = Notices { deaths: sender, state: metrics.notices().clone() };
@@ -134,11 +135,14 @@ mod tests {
             notices.of_death(delivery, headers, DeadReason::Exhausted, "q")
         };
         for _ in 0..MOST_WAITING + 3 {
-            of(&delivery("order.paid"), &Headers::new()).expect("no notice").tell();
+            of(&delivery("order.paid"), &Headers::new()).expect("no notice").publish();
         }
         assert_eq!((deaths.len(), metrics.notices().dropped.get()), (MOST_WAITING, 3));
         let header = Headers::from([(NOTICE.to_owned(), Value::Text("x".to_owned()))]);
         assert!(of(&delivery("delivery.dead"), &Headers::new()).is_none());
-        assert!(of(&delivery("order.paid"), &header).is_none(), "of a notice there is none");
+        assert!(
+            of(&delivery("order.paid"), &header).is_none(),
+            "the death of a notice is not published"
+        );
     }
 }

@@ -99,7 +99,7 @@ pub struct Pipeline {
 #[derive(Clone, Copy)]
 struct MessageContext<'a> {
     lane: &'a Lane,
-    metrics: &'a metrics::Lane,
+    metrics: &'a metrics::LaneMetrics,
     message: &'a Message,
 }
 
@@ -229,7 +229,7 @@ impl Pipeline {
         let found = progress
             .while_asking(|| self.directory.wanting(&event.event_type, event.account.as_deref()));
         let webhooks = match found {
-            Err(error @ StoreError::Refused(_)) => {
+            Err(error @ StoreError::InvalidValue(_)) => {
                 let words = error.answer().unwrap_or_default().to_owned();
                 let malformed = Malformed::NotSearchable(words);
                 return self.bury_malformed(context, &malformed, promises);

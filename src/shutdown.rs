@@ -1,8 +1,8 @@
 //! Shutdown: a crossbeam channel on which nothing is ever sent.
 //!
-//! Dropping the sender *is* the signal. A value would wake one of many receivers; the drop wakes all of
-//! them, permanently. Everything that waits for an event, or before another attempt, also waits on this
-//! channel, so nobody sleeps through a shutdown.
+//! Dropping the sender *is* the signal. A value would wake one of many receivers; the drop wakes all of them,
+//! permanently. Every wait for an event, and every backoff, includes this channel, so that no thread sleeps through
+//! a shutdown.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,11 +15,11 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 #[derive(Debug)]
 pub enum Never {}
 
-/// Tells whether to stop.
+/// Says whether the process, or a part of it, has to stop.
 #[derive(Clone, Debug)]
 pub struct Shutdown(Receiver<Never>);
 
-/// Tells everybody to stop.
+/// Requests the shutdown.
 #[derive(Clone, Debug)]
 pub struct Trigger(Arc<Mutex<Option<Sender<Never>>>>);
 
@@ -31,26 +31,26 @@ pub fn channel() -> (Trigger, Shutdown) {
 }
 
 impl Trigger {
-    /// Asks all holders of the [`Shutdown`] to stop. A second call does nothing.
+    /// Requests that all holders of the [`Shutdown`] stop. A second call does nothing.
     pub fn fire(&self) {
         drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
 
 impl Shutdown {
-    /// Whether to stop.
+    /// Whether the shutdown was requested.
     #[must_use]
     pub fn is_requested(&self) -> bool {
         self.0.try_recv() == Err(TryRecvError::Disconnected)
     }
 
-    /// Waits for `duration` or until shutdown; true if shutdown ended the wait.
+    /// Waits for `duration` or until the shutdown; true if the shutdown ended the wait.
     #[must_use]
     pub fn wait(&self, duration: Duration) -> bool {
         self.0.recv_timeout(duration) == Err(RecvTimeoutError::Disconnected)
     }
 
-    /// For `select!`: becomes ready, with an error, at shutdown.
+    /// For `select!`: becomes ready, with an error, at the shutdown.
     #[must_use]
     pub fn receiver(&self) -> &Receiver<Never> {
         &self.0
@@ -76,11 +76,11 @@ pub fn watch_signals(trigger: Trigger) -> Result<()> {
             let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
             if count > 0 {
                 log::warn!(
-                    "second signal ({name}): exit at once; the broker requeues what was in flight"
+                    "second signal ({name}): exiting at once; RabbitMQ requeues unacked messages"
                 );
                 std::process::exit(128 + signal);
             }
-            log::info!("{name}: finishing what is under way; a second signal exits at once");
+            log::info!("{name}: finishing the requests in flight; a second signal exits at once");
             trigger.fire();
         }
     };

@@ -2,10 +2,10 @@
 //!
 //! The numbers are read from the same counters and gauges as /metrics, so both agree. A separate thread
 //! samples the counters every five seconds; rates, plots and quantiles are computed from the samples
-//! ([`crate::domain::trend`]). `advice` puts the state into words, and `names` knows what people call
-//! the receivers. Nothing here shows a secret or an event, and of a URL only host and path.
+//! ([`crate::domain::trend`]). `advice` puts the state into words, and `names` provides the names of receivers.
+//! The page shows no secret and no event, and only the host and path of a URL.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,47 +17,48 @@ use crate::broker::{Lane, LaneKind, ORPHANED, ObjectStanding, Objects, Topology,
 use crate::clock;
 use crate::config::Config;
 use crate::directory::Directory;
-use crate::domain::account::MAX_ACCOUNT_BYTES;
 use crate::domain::depths::Depths;
 use crate::domain::held::{Dropped, Held};
 use crate::domain::outcome::DeadReason;
-use crate::domain::receiver::{Ailment, Class, Next};
-use crate::domain::shown;
+use crate::domain::receiver::{Ailment, Class};
 use crate::domain::trend::{Counts, Sample, Samples, per_second, quantile};
-use crate::health::{Answers, Interruption, LaneState};
-use crate::metrics::{Glance, LAG_SECONDS, Metrics, Refusing};
+use crate::health::LaneState;
+use crate::metrics::{LAG_SECONDS, LiveValues, Metrics};
 use crate::receivers::Receivers;
 use crate::shutdown::Shutdown;
 
 mod advice;
+mod convert;
 mod names;
 mod snapshot;
 
-use names::{Name, Names, SoughtWords};
+use convert::{
+    counted, disabled_lately, notices_problem, receiver_now, refusing_now, server, summed,
+};
+use names::{Names, ReceiverName, ReceiverSearch};
 pub use snapshot::Snapshot;
 use snapshot::{
-    Ailing, BacklogNow, BacklogTrend, BacklogsNow, Counted, DisabledNow, EgressNow, LaneNow,
-    NoticesNow, ObjectNow, Rates, ReceiversNow, RefusingNow, Server, Trend, WaitQueueNow, rounded,
-    seconds,
+    BacklogNow, BacklogTrend, BacklogsNow, EgressNow, LaneNow, ObjectNow, Rates, ReceiversNow,
+    Trend, WaitQueueNow, rounded, seconds,
 };
 
-/// How often the counters are sampled: as often as the page asks, so that each answer has a new step,
-/// and rarely enough to cost nothing.
+/// How often the counters are sampled: as often as the page asks, so that each answer has a new step. The cost
+/// is negligible.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How far back the page shows.
+/// The period that the page shows.
 const SPAN: Duration = Duration::from_secs(15 * 60);
 
-/// One more than there are steps. With six lanes all samples take 200 KB.
+/// The number of samples within [`SPAN`], one more than there are steps. With six lanes they take 200 KB.
 const MOST_SAMPLES: usize = 181;
 
 /// The period that rates are averaged over: long enough to be steady, short enough to be current.
 const RATE_SPAN: Duration = Duration::from_secs(60);
 
-/// The most receivers that the page lists. If more have an ailment, the cause isn't the receivers.
+/// The most receivers that the page lists. If more fail or are slow, the cause is rarely the receivers.
 const MOST_LISTED: usize = 50;
 
-/// Everything that the status is made of.
+/// The sources of the status.
 #[derive(Debug)]
 pub struct Status {
     metrics: Arc<Metrics>,
@@ -72,13 +73,13 @@ pub struct Status {
     host: String,
     started: Instant,
     history: Mutex<Samples>,
-    /// How many messages wait in each lane.
+    /// The recent numbers of waiting messages, for each lane.
     depths: Mutex<Vec<Depths>>,
     names: Names,
 }
 
 impl Status {
-    /// For a process that has just started; `stopping` is its shutdown.
+    /// The status of a process that has just started; `stopping` is its shutdown.
     #[must_use]
     pub fn new(
         config: &Config,
@@ -121,10 +122,10 @@ impl Status {
                 recv(self.names.woken) -> _ => {}
                 recv(stop.receiver()) -> _ => return,
             }
-            // After the sample, since this may take as long as a query. While PostgreSQL is away it is
-            // skipped.
+            // This comes after the sample, since it may take as long as a query. It is skipped while
+            // PostgreSQL is away.
             if self.metrics.health().database().is_up() {
-                self.names.refresh(&self.to_be_named(), &self.directory);
+                self.names.refresh(&self.needed_names(), &self.directory);
             }
         }
     }
@@ -133,7 +134,7 @@ impl Status {
         let lanes = self.lanes.iter().map(|lane| self.metrics.lane(&lane.queue).counts());
         let at = self.started.elapsed();
         lock(&self.history).push(Sample { at, lanes: lanes.collect() });
-        // While RabbitMQ is away nobody counts.
+        // While RabbitMQ is away, messages aren't counted.
         if !self.metrics.health().broker().is_up() {
             return;
         }
@@ -144,8 +145,9 @@ impl Status {
         }
     }
 
-    /// The receivers that the page shows, or that may be searched for.
-    fn to_be_named(&self) -> HashSet<Uuid> {
+    /// The receivers whose names are needed: those that the page shows and, while somebody watches it, those that
+    /// can be searched for.
+    fn needed_names(&self) -> HashSet<Uuid> {
         let mut wanted = self.backlogs.webhooks();
         if self.names.is_watched() {
             wanted.extend(self.receivers.known());
@@ -156,17 +158,17 @@ impl Status {
         wanted
     }
 
-    /// The present state. Of the receivers it has those whose names match `sought`, or if that is empty,
-    /// those with an ailment.
+    /// The present state. It lists the receivers whose names match `sought`; if that is empty, those that fail or
+    /// are slow.
     #[must_use]
     pub fn now(&self, sought: &str) -> Snapshot {
-        self.names.are_wanted();
-        let sought = SoughtWords::new(sought);
-        let found = (!sought.is_nothing()).then(|| self.matching(&sought));
+        self.names.note_request();
+        let sought = ReceiverSearch::new(sought);
+        let found = (!sought.is_empty()).then(|| self.matching(&sought));
         let receivers = self.receivers_now(found.as_ref());
         let history = lock(&self.history);
         let now = self.started.elapsed();
-        let glance = self.metrics.glance();
+        let live = self.metrics.live_values();
         let of = |(lasted, problem)| EgressNow { problem, lasted_seconds: seconds(lasted) };
         let egress_problem = self.metrics.egress().problem().map(of);
         let mut snapshot = Snapshot {
@@ -181,24 +183,24 @@ impl Status {
             database: server(self.metrics.health().database().now()),
             database_problem: self.metrics.health().database().problem(),
             directory_age_seconds: seconds(
-                glance.as_ref().map(|g| g.directory_age).unwrap_or_default(),
+                live.as_ref().map(|g| g.directory_age).unwrap_or_default(),
             ),
-            broker_accepts: glance.as_ref().map(|glance| glance.broker_accepts),
+            broker_accepts: live.as_ref().map(|live| live.broker_accepts),
             egress_problem,
             notices_problem: notices_problem(&self.metrics),
             instances: self.metrics.instances().names(),
             instances_problem: self.metrics.instances().problem(),
             disabled_lately: disabled_lately(&self.metrics),
-            refusing: glance.as_ref().map(refusing_now).unwrap_or_default(),
+            refusing: live.as_ref().map(refusing_now).unwrap_or_default(),
             depths_age_seconds: self.metrics.health().broker().age().map(seconds),
-            lanes: self.lanes_now(glance.as_ref(), &history),
+            lanes: self.lanes_now(live.as_ref(), &history),
             waiting: self.waiting(),
             orphaned: self.metrics.queue_messages(ORPHANED),
             dropped: counted(
                 [Dropped::Deleted, Dropped::Disabled]
                     .map(|why| (why.label(), self.metrics.dropped(why).get())),
             ),
-            refusals: glance.iter().flat_map(|all| &all.refusing).map(|one| one.refused).sum(),
+            refusals: live.iter().flat_map(|all| &all.refusing).map(|one| one.refused).sum(),
             objects: self.objects_now(),
             backlogs: self.backlogs_now(found.as_ref(), &receivers),
             receivers,
@@ -209,16 +211,16 @@ impl Status {
         snapshot
     }
 
-    fn lanes_now(&self, glance: Option<&Glance>, history: &Samples) -> Vec<LaneNow> {
+    fn lanes_now(&self, live: Option<&LiveValues>, history: &Samples) -> Vec<LaneNow> {
         let lanes = self.lanes.iter().enumerate();
-        lanes.map(|(number, lane)| self.lane_now(number, lane, glance, history)).collect()
+        lanes.map(|(number, lane)| self.lane_now(number, lane, live, history)).collect()
     }
 
     fn lane_now(
         &self,
         number: usize,
         lane: &Lane,
-        glance: Option<&Glance>,
+        live: Option<&LiveValues>,
         history: &Samples,
     ) -> LaneNow {
         let counted_lane = self.metrics.lane(&lane.queue);
@@ -230,7 +232,7 @@ impl Status {
                 let depths = &lock(&self.depths)[number];
                 (depths.growth(), depths.empty_in())
             }
-            // Not all backlogs are counted at the same time, so the growth of each is added up.
+            // Backlogs aren't counted all at once, so their growth is the sum of each one's.
             LaneKind::Backlogs => {
                 let (growth, empty_in) = self.backlogs.pace(lane.number);
                 (Some(growth), empty_in)
@@ -240,8 +242,8 @@ impl Status {
             |number| history.growth(number, SPAN).map(|(_, counts)| counts.lag).unwrap_or_default();
         let lag = lag_of(number);
         let same_queue = self.lanes.iter().enumerate().filter(|(_, it)| it.origin == lane.origin);
-        let of_queue = together(same_queue.map(|(number, _)| lag_of(number)));
-        // The rate from before an interruption no longer applies.
+        let of_queue = summed(same_queue.map(|(number, _)| lag_of(number)));
+        // After an interruption, older samples don't count for the rates.
         let span = if state == LaneState::Consuming { RATE_SPAN } else { lasted.min(RATE_SPAN) };
         let rates =
             history.growth(number, span.max(2 * SAMPLE_INTERVAL)).map(|(took, counts)| Rates {
@@ -252,7 +254,7 @@ impl Status {
         let steps: Vec<Counts> = history.steps(number).collect();
         let is_first = lane.kind == LaneKind::Events;
         let dead = is_first.then(|| dead_queue(&lane.origin));
-        let in_use = glance.filter(|_| is_first).and_then(|all| all.in_use.get(lane.number));
+        let in_use = live.filter(|_| is_first).and_then(|all| all.in_use.get(lane.number));
         LaneNow {
             queue: lane.queue.clone(),
             origin: lane.origin.clone(),
@@ -265,8 +267,8 @@ impl Status {
             state: state.into(),
             lasted_seconds: seconds(lasted),
             ready,
-            growth_per_second: self.pace(growth),
-            empty_in_seconds: self.pace(empty_in),
+            growth_per_second: self.if_counted(growth),
+            empty_in_seconds: self.if_counted(empty_in),
             dead: dead.and_then(|queue| self.metrics.queue_messages(&queue)),
             in_flight: counted_lane.in_flight.get(),
             capacity: in_use.map(|in_use| in_use.capacity),
@@ -296,7 +298,7 @@ impl Status {
         }
     }
 
-    /// How many messages wait in a lane.
+    /// How many messages wait in a lane, if that is known.
     fn ready(&self, lane: &Lane) -> Option<i64> {
         match lane.kind {
             LaneKind::Events | LaneKind::Retries => self.metrics.queue_messages(&lane.queue),
@@ -304,8 +306,8 @@ impl Status {
         }
     }
 
-    /// The growth of a queue; `None` while RabbitMQ is away and nobody counts.
-    fn pace(&self, number: Option<f64>) -> Option<f64> {
+    /// A number that was derived from counts of messages; `None` while RabbitMQ is away and nothing is counted.
+    fn if_counted(&self, number: Option<f64>) -> Option<f64> {
         number.filter(|_| self.metrics.health().broker().is_up()).map(rounded)
     }
 
@@ -330,15 +332,16 @@ impl Status {
         self.objects.standings().into_iter().map(of).collect()
     }
 
-    /// The longest backlogs of all webhooks or of those found, and those of the listed receivers.
+    /// The longest backlogs, of all webhooks or of those that the search found, and the backlogs of the listed
+    /// receivers.
     fn backlogs_now(&self, found: Option<&HashSet<Uuid>>, receivers: &ReceiversNow) -> BacklogsNow {
-        let are_meant = |webhook: Uuid| found.is_none_or(|found| found.contains(&webhook));
+        let matches = |webhook: Uuid| found.is_none_or(|found| found.contains(&webhook));
         let also = receivers.listed.iter().map(|one| one.webhook).collect();
         let Longest { filled, webhooks, matching, listed } =
-            self.backlogs.longest(MOST_LISTED, are_meant, &also);
+            self.backlogs.longest(MOST_LISTED, matches, &also);
         let now = clock::now();
         let of = |one: Listed| {
-            let Name { account, place } = self.name(one.webhook);
+            let ReceiverName { account, place } = self.name(one.webhook);
             BacklogNow {
                 queue: one.queue,
                 webhook: one.webhook,
@@ -348,27 +351,27 @@ impl Status {
                 lasted_seconds: seconds(now.duration_since(one.since).unwrap_or_default()),
                 cause: one.cause,
                 next_in_seconds: one.until.and_then(|at| at.duration_since(now).ok()).map(seconds),
-                growth_per_second: self.pace(one.depths.growth()),
-                empty_in_seconds: self.pace(one.depths.empty_in()),
+                growth_per_second: self.if_counted(one.depths.growth()),
+                empty_in_seconds: self.if_counted(one.depths.empty_in()),
                 trend: BacklogTrend::of(&one.depths, one.at),
             }
         };
         BacklogsNow { filled, webhooks, matching, listed: listed.into_iter().map(of).collect() }
     }
 
-    /// A webhook's name, if it is known.
-    fn name(&self, webhook: Uuid) -> Name {
+    /// A receiver's name; empty if it isn't known.
+    fn name(&self, webhook: Uuid) -> ReceiverName {
         self.names.of(webhook, &self.directory).unwrap_or_default()
     }
 
     /// All receivers that match the search.
-    fn matching(&self, sought: &SoughtWords) -> HashSet<Uuid> {
+    fn matching(&self, sought: &ReceiverSearch) -> HashSet<Uuid> {
         let mut all = self.backlogs.webhooks();
         all.extend(self.receivers.known());
         self.names.matching(sought, all).into_iter().collect()
     }
 
-    /// The receivers with the worst ailments; or all that were found, the worst first.
+    /// The worst receivers that fail or are slow, or those that the search found; the worst first.
     fn receivers_now(&self, found: Option<&HashSet<Uuid>>) -> ReceiversNow {
         let (ailing, count) = self.receivers.ailing(MOST_LISTED);
         let (matching, listed) = match found {
@@ -400,97 +403,6 @@ impl Status {
     }
 }
 
-fn notices_problem(metrics: &Metrics) -> Option<NoticesNow> {
-    let (lasted, problem) = metrics.notices().problem()?;
-    Some(NoticesNow { problem, lasted_seconds: seconds(lasted) })
-}
-
-fn disabled_lately(metrics: &Metrics) -> Vec<DisabledNow> {
-    let of = |(webhook, reason): (Uuid, String)| DisabledNow {
-        webhook,
-        reason: shown::line(&reason, MAX_ACCOUNT_BYTES),
-    };
-    metrics.notices().disabled_lately().into_iter().map(of).collect()
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Adds up counts of the same buckets.
-fn together(counts: impl Iterator<Item = Vec<u64>>) -> Vec<u64> {
-    counts.fold(Vec::new(), |mut all, some| {
-        all.resize(all.len().max(some.len()), 0);
-        all.iter_mut().zip(some).for_each(|(all, count)| *all += count);
-        all
-    })
-}
-
-/// The counts that aren't zero, by label.
-fn counted(counts: impl IntoIterator<Item = (&'static str, u64)>) -> Counted {
-    counts.into_iter().filter(|(_, count)| *count > 0).collect::<BTreeMap<_, _>>()
-}
-
-fn refusing_now(glance: &Glance) -> Vec<RefusingNow> {
-    let of = |refusing: &Refusing| {
-        let since = refusing.since?;
-        Some(RefusingNow {
-            queue: refusing.queue.clone(),
-            messages: refusing.messages,
-            lasted_seconds: seconds(since.elapsed()),
-        })
-    };
-    glance.refusing.iter().filter_map(of).collect()
-}
-
-fn receiver_now(webhook: Uuid, name: Name, class: Class, ailment: Option<Ailment>) -> Ailing {
-    let Name { account, place } = name;
-    let well = Ailing {
-        webhook,
-        account,
-        place,
-        condition: if class == Class::Unproven { "unproven" } else { "well" },
-        failures: 0,
-        reason: None,
-        status: None,
-        lasted_seconds: None,
-        is_probed: false,
-        next_in_seconds: None,
-    };
-    let Some(ailment) = ailment else { return well };
-    let Ailment { condition, failures, reason, status, lasted, next } = ailment;
-    Ailing {
-        condition: condition.label(),
-        failures,
-        reason: reason.map(|reason| reason.label()),
-        status,
-        lasted_seconds: Some(seconds(lasted)),
-        is_probed: next == Next::Probing,
-        next_in_seconds: match next {
-            Next::After(rest) => Some(seconds(rest)),
-            Next::Probing | Next::WithNextDelivery => None,
-        },
-        ..well
-    }
-}
-
-fn server((answers, lasted): (Answers, Duration)) -> Server {
-    let answers = match answers {
-        Answers::Unasked => None,
-        Answers::Yes => Some(true),
-        Answers::No => Some(false),
-    };
-    Server { answers, lasted_seconds: seconds(lasted) }
-}
-
-impl From<LaneState> for snapshot::LaneState {
-    fn from(state: LaneState) -> Self {
-        match state {
-            LaneState::Starting => Self::Starting,
-            LaneState::Consuming => Self::Consuming,
-            LaneState::Interrupted(Interruption::Broker) => Self::NoBroker,
-            LaneState::Interrupted(Interruption::Confirms) => Self::NoConfirms,
-            LaneState::Interrupted(Interruption::Database) => Self::NoDatabase,
-        }
-    }
 }

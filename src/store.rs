@@ -1,8 +1,8 @@
 //! PostgreSQL: every SQL statement, and the shared pool. (Only this module uses postgres and r2d2.)
 //!
-//! Queries are bounded on our side. The server's `statement_timeout` doesn't help when the server itself
-//! is frozen, and the client has no time-out of its own. So each query runs in a thread that its caller
-//! may abandon.
+//! We limit the time of each query ourselves. The server's `statement_timeout` doesn't help when the server itself
+//! is frozen, and the client has no timeout of its own. So each query runs in a thread that its caller
+//! can abandon.
 
 use std::error::Error as _;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -32,61 +32,65 @@ mod rights;
 mod row;
 mod schema;
 mod session;
+mod time;
 
 use connector::Connector;
 use error::{explain, is_closing};
 
 pub use backlogs::{BacklogRow, RemoveError, Standing};
 pub use change::{ColumnChange, NewSecret};
-pub use conditions::{DisabledLately, Failing, Happening, Untold};
-pub use declared::NotCarriedOut;
+pub use conditions::{Failing, RecentlyDisabled, Unannounced, WebhookChange};
+pub use declared::ApplyError;
 pub use delivery_attempts::{
-    Follower, LogSession, MOST_ENTRIES, MOST_MARKS, PRUNE_CHUNK, Reported, Seen, Unwritten,
+    Follower, LogSession, MOST_ENTRIES, MOST_MARKS, NewEntries, PRUNE_CHUNK, Reported, Unwritten,
 };
-pub use error::{Said, StoreError};
+pub use error::{ErrorText, StoreError};
 pub use labels::Label;
-pub use listen::{Heard, NotListening, Sign};
+pub use listen::{LifeSign, ListenEnd, ListenEvent};
 pub use registered::Registered;
-pub use rights::EACH_BY_ITSELF;
-pub use schema::{Differences, Labelled, Migrated, NotMigrated};
+pub use rights::UNSHARED_LIMITS;
+pub use schema::{Differences, Labelled, MigrateError, Migrated};
 
 /// How long a query may take, including the wait for a connection. Our queries take milliseconds; this
 /// is how soon we notice that PostgreSQL hangs.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to wait for a pooled connection: less than [`QUERY_TIMEOUT`], so that the error says which
-/// of the two was exceeded.
+/// of the two limits was exceeded.
 const POOL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long the server works on a statement: less than we wait for it, so that a locked table can be
-/// told from a server that hangs.
+/// How long the server may work on a statement: less than we wait for it, which distinguishes a locked
+/// table from a server that hangs.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long a pooled connection may be unused.
+/// How long a pooled connection may be idle before it is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A server that acknowledges nothing for this long is gone, whatever TCP still hopes for.
+/// If the server acknowledges nothing for this long, the connection is given up; TCP's own limit is many
+/// minutes.
 const TCP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The options of each connection. Sequential scans are off because they would read each row's `events`,
-/// which may be huge, although the index has them already. JIT is off because compiling would take
-/// longer than our queries.
+/// The options of each connection. Sequential scans are off: they would read the `events` of each row,
+/// which may be huge, although the index contains them already. JIT is off: compiling would take longer
+/// than our queries.
 fn options() -> String {
     let timeout = STATEMENT_TIMEOUT.as_millis();
     format!("-c statement_timeout={timeout} -c enable_seqscan=off -c jit=off -c timezone=UTC")
 }
 
-/// Why DATABASE_URL can't be read. The parser's own words may quote what it could not read, perhaps the password;
-/// but not where they name a parameter that it knows.
-fn unreadable(fault: &postgres::Error) -> String {
+/// Why DATABASE_URL can't be parsed. The parser's own message may quote the text that it could not parse,
+/// perhaps the password, so it is used only if it merely names a parameter.
+fn parse_problem(fault: &postgres::Error) -> String {
     let cause = fault.source().map(ToString::to_string).unwrap_or_default();
     let named = cause.strip_prefix("invalid value for option `");
     match named.and_then(|named| named.strip_suffix('`')) {
         Some("target_session_attrs") => session_attrs(),
-        Some(parameter) => format!("has a value of {parameter} that can't be read"),
-        None => "is not a URL such as postgres://user:password@host:5432/database, or has a parameter that is \
-                 not known"
-            .to_owned(),
+        Some(parameter) => format!("has an invalid value of {parameter}"),
+        None => {
+            "is not a URL such as postgres://user:password@host:5432/database, or has an unknown \
+                 parameter"
+                .to_owned()
+        }
     }
 }
 
@@ -100,12 +104,12 @@ type Parameter<'a> = (&'a (dyn postgres::types::ToSql + Sync), Type);
 pub struct Store {
     connector: Connector,
     pool_size: u32,
-    pool: RwLock<Current>,
+    pool: RwLock<ActivePool>,
 }
 
 /// The pool in use.
 #[derive(Clone, Debug)]
-struct Current {
+struct ActivePool {
     pool: Pool,
     since: Instant,
 }
@@ -123,22 +127,22 @@ pub enum Found {
 }
 
 impl Store {
-    /// Creates the pool. Opens no connection, so that a missing database is reported by whoever needs
-    /// it.
+    /// Creates the pool. Opens no connection: if the database is missing, the first query reports it.
     ///
     /// # Errors
-    /// If DATABASE_URL can't be read.
+    /// If DATABASE_URL can't be parsed.
     pub fn new(config: &Config) -> Result<Self, ConfigError> {
         let error =
             |problem: &str| ConfigError { variable: "DATABASE_URL", problem: problem.to_owned() };
         let parsed = config.database.url.expose().parse();
-        let mut settings: postgres::Config = parsed.map_err(|fault| error(&unreadable(&fault)))?;
+        let mut settings: postgres::Config =
+            parsed.map_err(|fault| error(&parse_problem(&fault)))?;
         let mode = settings.get_ssl_mode();
         settings
             .application_name("webhook-notifier")
             .ssl_mode(match config.database.encryption {
                 Encryption::Off => SslMode::Disable,
-                // Or as in the other form of DATABASE_URL, `host=… sslmode=…`, which the client parses.
+                // The client has parsed `sslmode` in the other form of DATABASE_URL, `host=… sslmode=…`.
                 Encryption::IfOffered => mode,
                 Encryption::Required => SslMode::Require,
             })
@@ -150,18 +154,18 @@ impl Store {
         let connector =
             Connector::new(&settings, &config.database.tls, &options()).map_err(error)?;
         let pool = new_pool(&connector, config.database_pool_size);
-        let pool = RwLock::new(Current { pool, since: Instant::now() });
+        let pool = RwLock::new(ActivePool { pool, since: Instant::now() });
         Ok(Self { connector, pool_size: config.database_pool_size, pool })
     }
 
-    /// Hosts, ports and database, for people.
+    /// Hosts, ports and database, for messages.
     #[must_use]
     pub fn place(&self) -> &Arc<str> {
         self.connector.place()
     }
 
     /// The enabled webhooks that want an event of this type and account: those without an account, and
-    /// those of this one. A webhook whose row can't be read is unusable.
+    /// those of this account. A webhook whose row can't be read is returned as unusable.
     ///
     /// # Errors
     /// [`StoreError`]; the event then has to wait.
@@ -170,19 +174,19 @@ impl Store {
         event_type: &str,
         account: Option<&str>,
     ) -> Result<Vec<Webhook>, StoreError> {
-        let ask = |account: Option<&str>| {
+        let query = |account: Option<&str>| {
             let (patterns, account) = (matching_patterns(event_type), account.map(str::to_owned));
             self.query(move |client| row::wanting(client, &patterns, account.as_deref()))
         };
-        match ask(account) {
-            // An account that the database can't represent isn't in the table.
-            Err(StoreError::Refused(_)) if account.is_some() => ask(None),
+        match query(account) {
+            // The database's encoding lacks a character of the account, so the table can't contain it.
+            Err(StoreError::InvalidValue(_)) if account.is_some() => query(None),
             answer => answer,
         }
     }
 
-    /// The accounts of the enabled webhooks that want an event type, cut after 256 characters; `None` if
-    /// there are more than `most`.
+    /// The accounts of the enabled webhooks that want an event type, each cut after 256 characters; `None`
+    /// if there are more than `most`.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -207,8 +211,8 @@ impl Store {
         })
     }
 
-    /// The webhook with this id, if there is one, and whether it is disabled. A webhook whose row can't
-    /// be read is unusable.
+    /// The webhook with this id, if it exists, and whether it is disabled. A webhook whose row can't be
+    /// read is returned as unusable.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -216,7 +220,8 @@ impl Store {
         self.query(move |client| row::look_up(client, id))
     }
 
-    /// Disables a webhook for a reason, if it still has this URL and is enabled. Returns whether it did.
+    /// Disables a webhook for a reason, if it still has this URL and is enabled. Returns whether it was
+    /// disabled.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -243,15 +248,14 @@ impl Store {
     }
 
     /// Connects outside the pool and checks what `run` needs: the login, the database, the tables.
-    /// Unlike the pool, this can tell a wrong password from a server that is away.
+    /// Unlike the pool, this distinguishes a wrong password from a server that doesn't answer.
     ///
     /// # Errors
-    /// [`StoreError`], with what to do.
     /// [`StoreError`], with the remedy.
     pub fn check(&self) -> Result<(), StoreError> {
-        self.once(|client| {
-            client.query_typed(&row::look(), &[])?;
-            client.query_typed(backlogs::LOOK, &[])?;
+        self.query_once(|client| {
+            client.query_typed(&row::probe(), &[])?;
+            client.query_typed(backlogs::PROBE, &[])?;
             Ok(())
         })
     }
@@ -260,8 +264,9 @@ impl Store {
         connect(&self.connector)
     }
 
-    /// Runs something on a new connection, for as long as a query may take, so that its error is exact.
-    fn once<T: Send + 'static>(
+    /// Runs `work` on a new connection, within the time limit of a query. A new connection reports the
+    /// exact error, while the pool only reports that it has no connection.
+    fn query_once<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
     ) -> Result<T, StoreError> {
@@ -273,13 +278,13 @@ impl Store {
         done.unwrap_or_else(|| Err(no_answer(self.place())))
     }
 
-    /// Runs a query on a pooled connection. It must be safe to repeat: only using a connection shows
-    /// whether it died while idle, and after a restart of the server the pool may be full of dead ones.
+    /// Runs a query on a pooled connection. The query must be safe to repeat: only its use shows whether
+    /// a connection broke while idle, and after a restart of the server all in the pool may be broken.
     fn query<T: Send + 'static>(
         &self,
         run: impl Fn(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let Current { pool, since } =
+        let ActivePool { pool, since } =
             self.pool.read().unwrap_or_else(PoisonError::into_inner).clone();
         let attempts = self.pool_size + 1;
         let (place, connector) = (Arc::clone(self.place()), self.connector.clone());
@@ -302,30 +307,30 @@ impl Store {
         };
         let answer = bounded_in_thread(QUERY_TIMEOUT, self.place(), work);
         if answer.is_none() {
-            self.abandon_pool(since);
+            self.replace_pool(since);
         }
         answer.unwrap_or_else(|| Err(no_answer(self.place())))
     }
 
-    /// Starts over with a new pool. A connection with a hanging query can't be taken from its thread,
-    /// and would occupy its place in the pool for as long as it hangs. `since` identifies the pool:
-    /// another caller may have replaced it already.
-    fn abandon_pool(&self, since: Instant) {
+    /// Replaces the pool by a new one. A connection with a hanging query can't be taken from its thread,
+    /// and would occupy its place in the pool as long as it hangs. `since` identifies the pool: another
+    /// caller may have replaced it already.
+    fn replace_pool(&self, since: Instant) {
         // A pool starts three threads, and panics if it can't.
         if let Err(error) = crate::threads::check(3) {
-            log::warn!("no new connections to PostgreSQL: {error}");
+            log::warn!("cannot replace the connections to PostgreSQL: {error}");
             return;
         }
         let mut current = self.pool.write().unwrap_or_else(PoisonError::into_inner);
         if current.since == since {
             let pool = new_pool(&self.connector, self.pool_size);
-            *current = Current { pool, since: Instant::now() };
+            *current = ActivePool { pool, since: Instant::now() };
         }
     }
 }
 
-/// Runs `work`, which may have to connect first, in its own thread. Gives up after [`QUERY_TIMEOUT`] for
-/// each host that may be tried, and returns `None`.
+/// Runs `work`, which may have to connect first, in its own thread. Returns `None` after
+/// [`QUERY_TIMEOUT`] for each host that may be tried.
 fn bounded_by_timeout<T: Send + 'static>(
     connector: &Connector,
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
@@ -342,13 +347,14 @@ fn bounded_in_thread<T: Send + 'static>(
     let (sender, receiver) = crossbeam_channel::bounded(1);
     let started = std::thread::Builder::new()
         .name("query".to_owned())
-        // Fails if the caller has given up; then nobody wants the answer.
+        // Fails if the caller has given up; then nobody waits for the answer.
         .spawn(move || drop(sender.send(work())));
     match started {
         Ok(_) => receiver.recv_timeout(limit).ok(),
-        Err(error) => {
-            Some(Err(StoreError::failing(place, format!("no thread to ask it: {error}"))))
-        }
+        Err(error) => Some(Err(StoreError::failing(
+            place,
+            format!("cannot start a thread for the query: {error}"),
+        ))),
     }
 }
 
@@ -360,13 +366,13 @@ fn no_answer(place: &Arc<str>) -> StoreError {
     StoreError::unavailable(place, format!("no answer within {QUERY_TIMEOUT:?}"))
 }
 
-/// Why the pool had no connection since `since`: the last failure to connect, if there was one;
+/// Why the pool provided no connection since `since`: the last failure to connect, if there was one;
 /// otherwise all connections are in use.
 fn no_connection(connector: &Connector, since: Instant, error: &r2d2::Error) -> StoreError {
     match connector.last_failure(since) {
         None => StoreError::unavailable(connector.place(), error.to_string()),
-        // It worked before: perhaps somebody is just changing the password.
-        Some(StoreError::Misconfigured(said)) => StoreError::Failing(said),
+        // The login worked before: perhaps somebody is just changing the password.
+        Some(StoreError::Misconfigured(cause)) => StoreError::Failing(cause),
         Some(failure) => failure,
     }
 }
@@ -375,13 +381,13 @@ fn new_pool(connector: &Connector, size: u32) -> Pool {
     r2d2::Pool::builder()
         .max_size(size)
         .min_idle(Some(0))
-        // Closes what a burst opened: each connection costs PostgreSQL a process, and us four files.
+        // Closes the connections of a burst: each costs PostgreSQL a process, and us four files.
         .idle_timeout(Some(IDLE_TIMEOUT))
-        // A check would be a round trip per query; `Store::query` repeats instead.
+        // A check would cost a round trip per query. Instead, `Store::query` repeats a failed query.
         .test_on_check_out(false)
         .connection_timeout(POOL_TIMEOUT)
-        // Each failed connection would be an ERROR line, several per second while PostgreSQL is away;
-        // the lanes log the change of state once.
+        // Otherwise each failed connection is an ERROR line, several per second while PostgreSQL is away.
+        // The lanes log the outage once.
         .error_handler(Box::new(r2d2::NopErrorHandler))
         .build_unchecked(connector.clone())
 }

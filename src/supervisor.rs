@@ -1,10 +1,10 @@
-//! Tells systemd, or another supervisor that understands sd_notify, when we are ready, what we wait for, that
-//! we are alive, and that we stop.
+//! Tells systemd, or another supervisor that supports sd_notify, when the process is ready, what it waits for, that it
+//! is alive, and that it is stopping.
 //!
 //! It sends datagrams of `NAME=value` lines to the socket that NOTIFY_SOCKET names; without that variable it
-//! sends nothing. The watchdog is for a process that hangs: stopped, starved, or with a lock that is never
-//! released. Waiting for RabbitMQ, PostgreSQL or a receiver, however long, is not hanging: a restart in the
-//! middle of an outage would help nobody.
+//! sends nothing. The watchdog is for a process that hangs: stopped, starved of CPU, or with a lock that is never
+//! released. A process that waits for RabbitMQ, PostgreSQL or a receiver doesn't hang, however long it waits: a restart
+//! during an outage would not help.
 
 use std::env;
 use std::fmt::Write as _;
@@ -18,18 +18,18 @@ use crate::domain::shown;
 use crate::metrics::Metrics;
 use crate::shutdown::Shutdown;
 
-/// How often we look for news. It delays the return of `systemctl start` by this much at most.
+/// How often to check for news. It delays the return of `systemctl start` by this much at most.
 const TICK: Duration = Duration::from_millis(250);
 
-/// The time limit for sending a message. The socket is full only while the supervisor itself hangs, and then
-/// nobody would read the message.
-const SEND_TIME: Duration = Duration::from_secs(1);
+/// The time limit for sending a message. The socket is full only while the supervisor itself hangs, and doesn't read
+/// messages.
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The start time that we ask for, repeatedly, while we start. We wait for a database that is away as long as
-/// it takes. Without an extension systemd would kill and restart us every 90 seconds.
+/// The extension of the start time that we request, repeatedly, while the process starts. If the database is away, the
+/// start waits for it without a limit. Without an extension, systemd would kill and restart us every 90 seconds.
 const START_EXTENSION: Duration = Duration::from_secs(60);
 
-/// How long the process may take to exit after SHUTDOWN_TIMEOUT, on a slow machine.
+/// How much longer than SHUTDOWN_TIMEOUT the exit of the process may take on a slow machine.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
 /// The longest status, in characters: people read it as one line.
@@ -43,24 +43,28 @@ const ALL_WELL: &str = "ready: every lane consumes, and PostgreSQL answers";
 pub struct Supervisor {
     socket: UnixDatagram,
     address: SocketAddr,
-    /// The supervisor kills us if it gets no sign of life for this long.
+    /// The supervisor kills the process if it gets no sign of life for this long.
     watchdog: Option<Duration>,
 }
 
-/// What the supervisor was told already.
+/// What was already sent to the supervisor.
 #[derive(Clone, Debug, Default)]
-struct Told {
+struct Sent {
+    /// Whether `READY=1` was sent.
     ready: bool,
+    /// The last status.
     status: String,
+    /// When the start time was last extended.
     extended: Option<Instant>,
+    /// When the last sign of life was sent.
     alive: Option<Instant>,
 }
 
 impl Supervisor {
-    /// The supervisor that the environment names, if any. If its socket can't be used, that is only a
-    /// warning: the supervisor reports for itself that it heard nothing.
+    /// The supervisor that the environment names, if any. If its socket can't be used, that is only a warning: the
+    /// supervisor itself reports that it received nothing.
     #[must_use]
-    pub fn of_environment() -> Option<Self> {
+    pub fn from_environment() -> Option<Self> {
         let name = env::var("NOTIFY_SOCKET").ok().filter(|name| !name.is_empty())?;
         let variable = |name| env::var(name).ok();
         let ours = variable("WATCHDOG_PID").is_none_or(|pid| pid == process::id().to_string());
@@ -70,7 +74,7 @@ impl Supervisor {
             Ok(supervisor) => Some(supervisor),
             Err(error) => {
                 let name = shown::line(&name, MOST_OF_STATUS);
-                log::warn!("cannot tell the supervisor anything: NOTIFY_SOCKET={name}: {error}");
+                log::warn!("cannot notify the supervisor: NOTIFY_SOCKET={name}: {error}");
                 None
             }
         }
@@ -82,22 +86,22 @@ impl Supervisor {
             None => SocketAddr::from_pathname(name)?,
         };
         let socket = UnixDatagram::unbound()?;
-        socket.set_write_timeout(Some(SEND_TIME))?;
+        socket.set_write_timeout(Some(SEND_TIMEOUT))?;
         Ok(Self { socket, address, watchdog })
     }
 
-    /// Keeps the supervisor informed from the start of the process until `over`, which follows `shutdown`.
-    pub fn keep_informed(
+    /// Notifies the supervisor from the start of the process until `over`, which follows `shutdown`.
+    pub fn notify_until(
         &self,
         metrics: &Metrics,
         shutdown_timeout: Duration,
         shutdown: &Shutdown,
         over: &Shutdown,
     ) {
-        let mut told = Told::default();
+        let mut sent = Sent::default();
         let tick = self.watchdog.map_or(TICK, |watchdog| TICK.min(watchdog / 4));
         loop {
-            self.tell(&mut told, |told| self.news(told, metrics));
+            self.send(&mut sent, |sent| self.news(sent, metrics));
             if shutdown.wait(tick) {
                 break;
             }
@@ -105,74 +109,74 @@ impl Supervisor {
         let time = (shutdown_timeout + STOP_MARGIN).as_micros();
         let dead = metrics.health().ended_threads();
         let status = match dead.as_slice() {
-            [] => "stopping: finishing what is under way".to_owned(),
+            [] => "stopping: finishing the requests in flight".to_owned(),
             _ => format!("stopping: thread {} ended", dead.join(", ")),
         };
-        self.tell(&mut told, |_| {
+        self.send(&mut sent, |_| {
             format!("STOPPING=1\nSTATUS={status}\nEXTEND_TIMEOUT_USEC={time}\n")
         });
-        // The shutdown has its own time limit, so the watchdog need not end it earlier.
+        // The shutdown has its own time limit. Signs of life keep the watchdog from ending it earlier.
         while !over.wait(tick) {
-            self.tell(&mut told, |told| self.sign_of_life(told));
+            self.send(&mut sent, |sent| self.sign_of_life(sent));
         }
     }
 
-    /// Sends the news, if there is any. If sending fails, it is sent again next time.
-    fn tell(&self, told: &mut Told, news: impl FnOnce(&mut Told) -> String) {
-        let mut after = told.clone();
+    /// Sends the news, if there is any. If that fails, it is sent again next time.
+    fn send(&self, sent: &mut Sent, news: impl FnOnce(&mut Sent) -> String) {
+        let mut after = sent.clone();
         let message = news(&mut after);
         if message.is_empty() {
             return;
         }
         match self.socket.send_to_addr(message.as_bytes(), &self.address) {
-            Ok(_) => *told = after,
-            Err(error) => log::debug!("the supervisor was not told {message:?}: {error}"),
+            Ok(_) => *sent = after,
+            Err(error) => log::debug!("message to the supervisor not sent {message:?}: {error}"),
         }
     }
 
-    /// What the supervisor does not know yet, before a shutdown.
-    fn news(&self, told: &mut Told, metrics: &Metrics) -> String {
+    /// What the supervisor doesn't know yet, before a shutdown.
+    fn news(&self, sent: &mut Sent, metrics: &Metrics) -> String {
         let mut message = String::new();
         let missing = metrics.health().not_ready();
-        if missing.is_empty() && !told.ready {
-            told.ready = true;
+        if missing.is_empty() && !sent.ready {
+            sent.ready = true;
             message.push_str("READY=1\n");
         }
         let status = match missing.as_slice() {
             [] => ALL_WELL.to_owned(),
             _ => shown::line(&format!("waiting: {}", missing.join(", ")), MOST_OF_STATUS),
         };
-        if status != told.status {
+        if status != sent.status {
             let _ = writeln!(message, "STATUS={status}");
-            told.status = status;
+            sent.status = status;
         }
         if !metrics.health().ended_threads().is_empty() {
-            // The main thread is about to stop us. If it fails to, the watchdog does.
+            // The main thread is about to stop the process. If it doesn't, the watchdog does.
             return message;
         }
-        if !told.ready && is_due(told.extended, START_EXTENSION / 3) {
+        if !sent.ready && is_due(sent.extended, START_EXTENSION / 3) {
             let _ = writeln!(message, "EXTEND_TIMEOUT_USEC={}", START_EXTENSION.as_micros());
-            told.extended = Some(Instant::now());
+            sent.extended = Some(Instant::now());
         }
-        if self.owes_sign_of_life(told) {
-            // Takes each lock that a delivery takes. If one is never released, this blocks too.
+        if self.owes_sign_of_life(sent) {
+            // This takes every lock that a delivery takes. If one is never released, it blocks too.
             let _ = metrics.encode();
-            message.push_str(&self.sign_of_life(told));
+            message.push_str(&self.sign_of_life(sent));
         }
         message
     }
 
-    fn sign_of_life(&self, told: &mut Told) -> String {
-        if !self.owes_sign_of_life(told) {
+    fn sign_of_life(&self, sent: &mut Sent) -> String {
+        if !self.owes_sign_of_life(sent) {
             return String::new();
         }
-        told.alive = Some(Instant::now());
+        sent.alive = Some(Instant::now());
         "WATCHDOG=1\n".to_owned()
     }
 
-    /// A sign of life is due after half of the watchdog's time, as sd_watchdog_enabled(3) advises.
-    fn owes_sign_of_life(&self, told: &Told) -> bool {
-        self.watchdog.is_some_and(|watchdog| is_due(told.alive, watchdog / 2))
+    /// Whether a sign of life is due: after half of the watchdog's time, as sd_watchdog_enabled(3) advises.
+    fn owes_sign_of_life(&self, sent: &Sent) -> bool {
+        self.watchdog.is_some_and(|watchdog| is_due(sent.alive, watchdog / 2))
     }
 }
 
@@ -183,7 +187,7 @@ fn is_due(last: Option<Instant>, every: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::Glance;
+    use crate::metrics::LiveValues;
     use crate::shutdown;
     use uuid::Uuid;
 
@@ -220,43 +224,43 @@ mod tests {
     }
 
     #[test]
-    fn it_is_ready_when_everything_is_and_says_until_then_what_is_missing() {
+    fn the_supervisor_is_told_what_is_missing_until_everything_is_ready() {
         let (listener, supervisor) = Listener::with(None);
         let metrics = metrics();
-        let mut told = Told::default();
-        let mut tell = |metrics: &Metrics| {
-            supervisor.tell(&mut told, |told| supervisor.news(told, metrics));
+        let mut sent = Sent::default();
+        let mut heard = |metrics: &Metrics| {
+            supervisor.send(&mut sent, |sent| supervisor.news(sent, metrics));
             listener.hear()
         };
         metrics.health().set_consuming("a", true);
         assert_eq!(
-            tell(&metrics),
+            heard(&metrics),
             [
                 "STATUS=waiting: lane a.retry is not consuming, PostgreSQL does not answer",
                 "EXTEND_TIMEOUT_USEC=60000000",
             ]
         );
-        assert_eq!(tell(&metrics), [""; 0], "no news");
+        assert_eq!(heard(&metrics), [""; 0], "no news");
         make_ready(&metrics);
-        assert_eq!(tell(&metrics), ["READY=1", &format!("STATUS={ALL_WELL}")]);
+        assert_eq!(heard(&metrics), ["READY=1", &format!("STATUS={ALL_WELL}")]);
         metrics.health().database().failed(None);
-        assert_eq!(tell(&metrics), ["STATUS=waiting: PostgreSQL does not answer"]);
+        assert_eq!(heard(&metrics), ["STATUS=waiting: PostgreSQL does not answer"]);
         metrics.health().database().answered();
-        assert_eq!(tell(&metrics), [format!("STATUS={ALL_WELL}")], "ready once, not twice");
+        assert_eq!(heard(&metrics), [format!("STATUS={ALL_WELL}")], "ready once, not twice");
     }
 
     #[test]
-    fn signs_of_life_come_at_half_of_the_time_and_end_with_a_thread() {
+    fn signs_of_life_are_sent_at_half_of_the_time_and_end_with_a_thread() {
         let watchdog = Duration::from_secs(60);
         let (listener, supervisor) = Listener::with(Some(watchdog));
         let metrics = metrics();
         make_ready(&metrics);
-        let mut told = Told::default();
+        let mut sent = Sent::default();
         // The time since the last sign of life.
         let mut hears_life = |after: Duration| {
             let last = Instant::now().checked_sub(after);
-            told.alive = Some(last.expect("the machine is up for longer"));
-            supervisor.tell(&mut told, |told| supervisor.news(told, &metrics));
+            sent.alive = Some(last.expect("the machine is up for longer"));
+            supervisor.send(&mut sent, |sent| supervisor.news(sent, &metrics));
             listener.hear().contains(&"WATCHDOG=1".to_owned())
         };
         assert!((0..3).all(|_| hears_life(watchdog / 2)));
@@ -266,17 +270,17 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_is_never_given_back_ends_the_signs_of_life() {
+    fn a_lock_that_is_never_released_ends_the_signs_of_life() {
         let (listener, supervisor) = Listener::with(Some(Duration::from_millis(20)));
         let metrics = metrics();
         make_ready(&metrics);
         // As if a deadlocked thread held it.
         let (release, held) = shutdown::channel();
         let (waits, waiting) = crossbeam_channel::bounded(1);
-        metrics.look_by(move || {
+        metrics.set_live_values(move || {
             let _ = waits.try_send(());
             let _ = held.wait(Duration::from_secs(600));
-            Glance {
+            LiveValues {
                 receivers_ailing: 0,
                 receivers_slow: 0,
                 in_use: Vec::new(),
@@ -290,9 +294,11 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let patience = Duration::from_secs(15);
-                supervisor.keep_informed(&metrics, patience, &asked, &asked);
+                supervisor.notify_until(&metrics, patience, &asked, &asked);
             });
-            waiting.recv_timeout(Duration::from_secs(30)).expect("it looks before it says so");
+            waiting
+                .recv_timeout(Duration::from_secs(30))
+                .expect("it reads the metrics before it sends a sign of life");
             assert_eq!(listener.hear(), [""; 0]);
             release.fire();
             trigger.fire();
@@ -307,14 +313,14 @@ mod tests {
     }
 
     #[test]
-    fn what_did_not_arrive_is_told_again() {
+    fn a_message_that_could_not_be_sent_is_sent_again() {
         let (listener, supervisor) = Listener::with(None);
         let deaf = Supervisor::at("/nowhere/notify", None).expect("a name like any other");
         let metrics = metrics();
         make_ready(&metrics);
-        let mut told = Told::default();
-        deaf.tell(&mut told, |told| deaf.news(told, &metrics));
-        supervisor.tell(&mut told, |told| supervisor.news(told, &metrics));
+        let mut sent = Sent::default();
+        deaf.send(&mut sent, |sent| deaf.news(sent, &metrics));
+        supervisor.send(&mut sent, |sent| supervisor.news(sent, &metrics));
         assert!(listener.hear().contains(&"READY=1".to_owned()));
     }
 }

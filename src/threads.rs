@@ -1,7 +1,7 @@
-//! The threads of the process. The end of each is noticed. Also checks whether more can be started.
+//! The threads of the process, whose ends are noticed, and a check whether more threads can be started.
 //!
-//! Our own code copes if a thread can't be started. Some libraries panic instead, so we let them start theirs
-//! only after [`check`] has just succeeded.
+//! Our own code handles the error if a thread can't be started. Some libraries panic instead, so they may start
+//! threads only right after [`check`] has succeeded.
 
 use std::collections::HashSet;
 use std::io;
@@ -37,25 +37,25 @@ impl End {
     const RETURNED: &str = "returned";
 }
 
-/// What the body of a thread may return.
-pub trait Returned {
+/// A result that the body of a thread may have.
+pub trait ThreadResult {
     /// The error, if it failed.
     fn error(self) -> Option<anyhow::Error>;
 }
 
-impl Returned for () {
+impl ThreadResult for () {
     fn error(self) -> Option<anyhow::Error> {
         None
     }
 }
 
-impl Returned for Result<()> {
+impl ThreadResult for Result<()> {
     fn error(self) -> Option<anyhow::Error> {
         self.err()
     }
 }
 
-/// Reports the end of its thread, even by a panic.
+/// Reports the end of its thread, also if it panics.
 struct Reporter {
     end: End,
     sender: Sender<End>,
@@ -64,7 +64,7 @@ struct Reporter {
 impl Drop for Reporter {
     fn drop(&mut self) {
         let how = if thread::panicking() { "panicked".to_owned() } else { self.end.how.clone() };
-        // Fails only if `Threads` is gone, when the process ends anyway.
+        // Fails only if `Threads` was dropped, and then the process ends anyway.
         let _ = self.sender.send(End { thread: self.end.thread.clone(), how });
     }
 }
@@ -86,8 +86,8 @@ impl Threads {
     /// Starts a thread.
     ///
     /// # Errors
-    /// If the system can't start another one.
-    pub fn spawn<R: Returned>(
+    /// If the system can't start another thread.
+    pub fn spawn<R: ThreadResult>(
         &mut self,
         name: impl Into<String>,
         body: impl FnOnce() -> R + Send + 'static,
@@ -121,7 +121,7 @@ impl Threads {
             recv(shutdown.receiver()) -> _ => None,
             recv(self.ends) -> end => end.ok().filter(|end| {
                 self.running.remove(&end.thread);
-                // If shutdown came too, the thread returned because of it.
+                // If the shutdown was requested too, the thread returned because of it.
                 !shutdown.is_requested() || end.how != End::RETURNED
             }),
         }

@@ -1,9 +1,9 @@
-//! The front door of the metrics port: one thread that holds every client's connection.
+//! The door of the metrics port: one thread that holds the connections of all clients.
 //!
-//! tiny_http gives each connection a thread, and has neither limits nor time-outs. So it gets only one
-//! connection, from here, which lasts as long as the process. The door reads each request, within bounds. It
-//! sends the method and path to tiny_http, one request at a time, and sends the answer as fast as the client
-//! takes it. The loop never waits for a single client.
+//! tiny_http gives each connection a thread, and has neither limits nor timeouts. So it gets a single connection,
+//! from here, which lasts as long as the process. The door reads each request within limits, sends its method and
+//! path to tiny_http, one request at a time, and sends the answer as fast as the client reads it. It never blocks
+//! on a single client.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -22,37 +22,37 @@ use super::head::{BadRequest, MOST_HEADERS, PageRequest};
 use super::hosts::{Hosts, REMEDY};
 use crate::shutdown;
 
-/// The most connections that have sent nothing yet. Beyond it, the oldest are closed. Each costs a file
-/// descriptor and almost no memory. A scraper sends its request right after it has connected, so this limits
-/// how many others may connect in that moment; a rush from the same machine was 50 in a millisecond. They get
+/// The most connections that have sent nothing yet. Beyond this number, the oldest are closed. Each costs a file
+/// descriptor and almost no memory. A scraper sends its request right after it has connected, so this limits how
+/// many others may connect in between; 50 in a millisecond were measured from the same machine. Together they get
 /// at most one in [`SHARE_OF_FILES`] of the file descriptors that we may have.
 const MOST_SILENT: usize = 1_024;
 const SHARE_OF_FILES: u64 = 4;
 
-/// The most connections in the middle of a request or an answer. Beyond it, the oldest are closed: a
-/// well-behaved client does not stay there for long. Their heads take 1 MiB in total, their answers about 4.
+/// The most connections in the middle of a request or an answer. Beyond this number, the oldest are closed: a
+/// well-behaved client is done sooner. The heads of their requests take 1 MiB in total, their answers about 4 MiB.
 const MOST_MIDWAY: usize = 128;
 
-/// The most requests that may wait for an answer. Beyond it, we accept no more connections. None of these is
-/// closed: they wait for us, and equal requests share an answer.
+/// The most requests that may wait for an answer. Beyond this number, no connections are accepted. None of these
+/// is closed: they wait for us, and equal requests share an answer.
 const MOST_WAITING: usize = 128;
 
-/// The time limit for a request's head. A scraper sends it at once; a lost packet costs it one second, a
-/// second loss two more.
-const HEAD_TIME: Duration = Duration::from_secs(5);
+/// The time limit for the head of a request. A scraper sends it at once; a lost packet costs a second, and a second
+/// loss two more.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The time limit from there until the client has the answer. Prometheus gives up after ten seconds, too.
-const ANSWER_TIME: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long, and for how many bytes, we still read from a client after its answer. Closing a socket with
-/// unread bytes resets the connection, and a client that is still sending can lose the answer.
-const FAREWELL_TIME: Duration = Duration::from_secs(2);
-const FAREWELL_BYTES: usize = 4 << 20;
+/// How long, and how many bytes, we still read from a client after its answer. If a socket is closed with unread
+/// bytes, the connection is reset, and a client that is still sending can lose the answer.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+const CLOSE_BYTES: usize = 4 << 20;
 
-/// The wait after a failed accept, for example while too many files are open.
+/// How long to wait after accepting has failed, for example because too many files are open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
-/// The bytes of one read.
+/// The most bytes of one read.
 const CHUNK: usize = 16 * 1024;
 
 /// All connections of the metrics port.
@@ -62,22 +62,23 @@ pub struct Door {
     /// The connection to tiny_http.
     server: UnixStream,
     /// The request that tiny_http is answering.
-    exchange: Option<Exchange>,
-    /// The oldest first.
+    pending: Option<PendingRequest>,
+    /// The clients, the oldest first.
     clients: Vec<Client>,
     most_silent: usize,
-    /// When to accept again; set while accepting fails.
+    /// While accepting fails: when to accept again.
     paused_until: Option<Instant>,
     hosts: Arc<Hosts>,
 }
 
-/// A request at tiny_http. Its clients may have left meanwhile.
+/// A request that was sent to tiny_http. Its clients may have disconnected meanwhile.
 #[derive(Debug)]
-struct Exchange {
+struct PendingRequest {
     head_only: bool,
     answer: Vec<u8>,
 }
 
+/// A client's connection.
 #[derive(Debug)]
 struct Client {
     stream: TcpStream,
@@ -89,30 +90,30 @@ struct Client {
 
 #[derive(Debug)]
 enum Stage {
-    /// It sends its request's head. Holds the part received so far.
-    Asking(Vec<u8>),
-    /// Its request waits for its turn.
+    /// It sends the head of its request. Holds the part received so far.
+    SendingHead(Vec<u8>),
+    /// Its request waits for its turn at tiny_http.
     Waiting(PageRequest),
     /// tiny_http is answering its request.
     Asked,
     /// It receives its answer. Holds the part not yet sent.
-    Answered(Vec<u8>),
+    ReceivingAnswer(Vec<u8>),
     /// It has its answer. Holds the number of bytes that it has sent since.
-    Leaving(usize),
+    Closing(usize),
 }
 
 /// The kinds of connections, each with its own limit.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ClientKind {
     Silent,
     Midway,
     Waiting,
 }
 
-/// The client's connection is to be closed.
-struct Gone;
+/// The error that a client's connection has to be closed.
+struct Disconnect;
 
-impl From<io::Error> for Gone {
+impl From<io::Error> for Disconnect {
     fn from(_: io::Error) -> Self {
         Self
     }
@@ -128,7 +129,7 @@ impl Door {
         Ok(Self {
             listener,
             server,
-            exchange: None,
+            pending: None,
             clients: Vec::new(),
             most_silent: most_silent.min(MOST_SILENT),
             paused_until: None,
@@ -146,24 +147,24 @@ impl Door {
     ///
     /// # Errors
     /// If the connection to tiny_http breaks, which only a bug can cause.
-    pub fn keep(mut self, stop: &shutdown::Shutdown) -> Result<()> {
+    pub fn serve(mut self, stop: &shutdown::Shutdown) -> Result<()> {
         while !stop.is_requested() {
             let mut ready = self.wait()?.into_iter();
             let mut is_ready = || ready.next() == Some(true);
             let (server, listener) = (is_ready(), is_ready());
             let now = Instant::now();
             self.clients.retain_mut(|client| {
-                let progress = if is_ready() { client.go_on(now) } else { Ok(()) };
-                progress.and_then(|()| client.look_at(now)).is_ok()
+                let progress = if is_ready() { client.advance(now) } else { Ok(()) };
+                progress.and_then(|()| client.check_deadline(now)).is_ok()
             });
             if server {
-                self.hear(now)?;
+                self.read_answer(now)?;
             }
             if listener {
                 self.accept(now);
             }
-            self.make_room();
-            self.ask_next()?;
+            self.close_excess();
+            self.send_next()?;
         }
         Ok(())
     }
@@ -173,7 +174,7 @@ impl Door {
     fn wait(&self) -> Result<Vec<bool>> {
         let accepting = match self.paused_until {
             Some(until) if Instant::now() < until => PollFlags::empty(),
-            _ if self.count(Kind::Waiting) >= MOST_WAITING => PollFlags::empty(),
+            _ if self.count(ClientKind::Waiting) >= MOST_WAITING => PollFlags::empty(),
             _ => PollFlags::IN,
         };
         let mut files = Vec::with_capacity(2 + self.clients.len());
@@ -192,27 +193,27 @@ impl Door {
         }
     }
 
-    fn count(&self, kind: Kind) -> usize {
+    fn count(&self, kind: ClientKind) -> usize {
         self.clients.iter().filter(|client| client.kind() == kind).count()
     }
 
-    /// Accepts new connections, at most as many as requests may still wait, so that the others get their
-    /// turn.
+    /// Accepts new connections, at most as many as there is room for waiting requests, so that existing clients get
+    /// their turn.
     fn accept(&mut self, now: Instant) {
-        for _ in self.count(Kind::Waiting)..MOST_WAITING {
+        for _ in self.count(ClientKind::Waiting)..MOST_WAITING {
             match self.listener.accept() {
                 Ok((stream, _)) => {
                     if self.paused_until.take().is_some() {
                         log::info!("metrics port answers again");
                     }
-                    self.let_in(stream, now);
+                    self.add_client(stream, now);
                 }
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => break,
-                    // The client hung up before we accepted it.
+                    // The client disconnected before it was accepted.
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {}
                     // Perhaps out of file descriptors: close the oldest connection and accept again.
-                    _ if self.oldest_gives_way() => {}
+                    _ if self.close_oldest() => {}
                     _ => {
                         // Logs the change of state, not each attempt.
                         if self.paused_until.replace(now + ACCEPT_PAUSE).is_none() {
@@ -225,47 +226,50 @@ impl Door {
         }
     }
 
-    fn let_in(&mut self, stream: TcpStream, now: Instant) {
-        let stage = Stage::Asking(Vec::new());
+    fn add_client(&mut self, stream: TcpStream, now: Instant) {
+        let stage = Stage::SendingHead(Vec::new());
         let hosts = Arc::clone(&self.hosts);
-        let mut client = Client { stream, stage, until: now + HEAD_TIME, hosts };
-        // Its request has often arrived already. Then it never counts as silent.
-        if client.stream.set_nonblocking(true).is_ok() && client.go_on(now).is_ok() {
+        let mut client = Client { stream, stage, until: now + HEAD_TIMEOUT, hosts };
+        // Often its request has arrived already, so that it never counts as silent.
+        if client.stream.set_nonblocking(true).is_ok() && client.advance(now).is_ok() {
             self.clients.push(client);
         }
     }
 
-    /// Closes the oldest connection that does not wait for an answer; false if there is none.
-    fn oldest_gives_way(&mut self) -> bool {
-        let oldest = self.clients.iter().position(|client| client.kind() != Kind::Waiting);
+    /// Closes the oldest connection that doesn't wait for an answer; false if there is none.
+    fn close_oldest(&mut self) -> bool {
+        let oldest = self.clients.iter().position(|client| client.kind() != ClientKind::Waiting);
         oldest.map(|at| self.clients.remove(at)).is_some()
     }
 
-    /// Closes the oldest connections of each kind beyond its limit.
-    fn make_room(&mut self) {
-        for (kind, most) in [(Kind::Silent, self.most_silent), (Kind::Midway, MOST_MIDWAY)] {
+    /// Closes the oldest connections of each kind that are beyond its limit.
+    fn close_excess(&mut self) {
+        for (kind, most) in
+            [(ClientKind::Silent, self.most_silent), (ClientKind::Midway, MOST_MIDWAY)]
+        {
             let mut excess = self.count(kind).saturating_sub(most);
             self.clients.retain(|client| {
-                let goes = excess > 0 && client.kind() == kind;
-                excess -= usize::from(goes);
-                !goes
+                let is_closed = excess > 0 && client.kind() == kind;
+                excess -= usize::from(is_closed);
+                !is_closed
             });
         }
     }
 
     /// Sends the next request to tiny_http, if it is idle.
-    fn ask_next(&mut self) -> Result<()> {
-        if self.exchange.is_some() {
+    fn send_next(&mut self) -> Result<()> {
+        if self.pending.is_some() {
             return Ok(());
         }
         let Some(request) = self.clients.iter_mut().find_map(Client::take_request) else {
             return Ok(());
         };
-        // Never blocks: the request fits into the socket's buffer, which is empty.
+        // This never blocks: the socket's buffer is empty, and has room for the request.
         let sent = self.server.write_all(request.rewritten().as_bytes());
-        sent.context("cannot pass a request on to tiny_http")?;
-        self.exchange = Some(Exchange { head_only: request.wants_head_only(), answer: Vec::new() });
-        // Equal requests share the answer, so a rush of scrapers is answered as fast as one.
+        sent.context("cannot send a request to tiny_http")?;
+        self.pending =
+            Some(PendingRequest { head_only: request.wants_head_only(), answer: Vec::new() });
+        // Equal requests share the answer, so a burst of scrapers is served as fast as one.
         for client in &mut self.clients {
             if matches!(&client.stage, Stage::Waiting(other) if *other == request) {
                 client.stage = Stage::Asked;
@@ -275,7 +279,7 @@ impl Door {
     }
 
     /// Reads tiny_http's answer, and sends it to its clients once it is complete.
-    fn hear(&mut self, now: Instant) -> Result<()> {
+    fn read_answer(&mut self, now: Instant) -> Result<()> {
         let mut chunk = [0; CHUNK];
         loop {
             let length = match self.server.read(&mut chunk) {
@@ -283,12 +287,12 @@ impl Door {
                 Err(error) => return Err(error).context("cannot read tiny_http's answer"),
                 Ok(length) => length,
             };
-            let Some(exchange) = self.exchange.as_mut().filter(|_| length > 0) else {
-                bail!("tiny_http closed its connection, or spoke unasked");
+            let Some(pending) = self.pending.as_mut().filter(|_| length > 0) else {
+                bail!("tiny_http closed its connection, or sent something without a request");
             };
-            exchange.answer.extend_from_slice(&chunk[..length]);
-            if let Some(answer) = exchange.passed_on()? {
-                self.exchange = None;
+            pending.answer.extend_from_slice(&chunk[..length]);
+            if let Some(answer) = pending.complete_answer()? {
+                self.pending = None;
                 self.clients.retain_mut(|client| match client.stage {
                     Stage::Asked => client.answer(answer.clone(), now).is_ok(),
                     _ => true,
@@ -298,19 +302,19 @@ impl Door {
     }
 }
 
-impl Exchange {
+impl PendingRequest {
     /// The answer for the client; `None` while it is incomplete.
-    fn passed_on(&mut self) -> Result<Option<Vec<u8>>> {
+    fn complete_answer(&mut self) -> Result<Option<Vec<u8>>> {
         let mut headers = [EMPTY_HEADER; MOST_HEADERS];
         let mut head = Response::new(&mut headers);
         let parsed = head.parse(&self.answer);
-        let parsed = parsed.map_err(|error| anyhow!("tiny_http's answer is no HTTP: {error}"))?;
+        let parsed = parsed.map_err(|error| anyhow!("tiny_http's answer is not HTTP: {error}"))?;
         let Status::Complete(end) = parsed else { return Ok(None) };
         let mut lengths = head.headers.iter().filter_map(|header| {
             let length = str::from_utf8(header.value).ok()?.parse::<usize>().ok()?;
             header.name.eq_ignore_ascii_case("content-length").then_some(length)
         });
-        let length = lengths.next().context("tiny_http gives no length")?;
+        let length = lengths.next().context("tiny_http's answer has no content-length")?;
         let whole = end + if self.head_only { 0 } else { length };
         if self.answer.len() < whole {
             return Ok(None);
@@ -323,15 +327,17 @@ impl Exchange {
 }
 
 impl Client {
-    fn kind(&self) -> Kind {
+    fn kind(&self) -> ClientKind {
         match &self.stage {
-            Stage::Asking(head) if head.is_empty() => Kind::Silent,
-            Stage::Asking(_) | Stage::Answered(_) | Stage::Leaving(_) => Kind::Midway,
-            Stage::Waiting(_) | Stage::Asked => Kind::Waiting,
+            Stage::SendingHead(head) if head.is_empty() => ClientKind::Silent,
+            Stage::SendingHead(_) | Stage::ReceivingAnswer(_) | Stage::Closing(_) => {
+                ClientKind::Midway
+            }
+            Stage::Waiting(_) | Stage::Asked => ClientKind::Waiting,
         }
     }
 
-    /// Takes its request if it waits for its turn. Its stage is `Asked` then.
+    /// Takes its request if it waits for its turn, and makes its stage `Asked`.
     fn take_request(&mut self) -> Option<PageRequest> {
         match std::mem::replace(&mut self.stage, Stage::Asked) {
             Stage::Waiting(request) => Some(request),
@@ -342,17 +348,17 @@ impl Client {
         }
     }
 
-    /// Does what its socket is ready for.
-    fn go_on(&mut self, now: Instant) -> Result<(), Gone> {
+    /// Reads or writes what its socket is ready for.
+    fn advance(&mut self, now: Instant) -> Result<(), Disconnect> {
         match &mut self.stage {
-            Stage::Asking(head) => {
+            Stage::SendingHead(head) => {
                 let mut chunk = [0; CHUNK];
                 head.extend_from_slice(read(&self.stream, &mut chunk)?);
                 match PageRequest::read(head, &self.hosts) {
                     Ok(None) => Ok(()),
                     Ok(Some(request)) => {
                         self.stage = Stage::Waiting(request);
-                        self.until = now + ANSWER_TIME;
+                        self.until = now + ANSWER_TIMEOUT;
                         Ok(())
                     }
                     Err(BadRequest::Malformed) => self.refuse("400 Bad Request", "", now),
@@ -365,44 +371,46 @@ impl Client {
                     }
                 }
             }
-            // For these, poll reports only that the client hung up.
-            Stage::Waiting(_) | Stage::Asked => Err(Gone),
-            Stage::Answered(rest) => {
+            // For these, poll reports only that the client has disconnected.
+            Stage::Waiting(_) | Stage::Asked => Err(Disconnect),
+            Stage::ReceivingAnswer(rest) => {
                 match (&self.stream).write(rest) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     written => drop(rest.drain(..written?)),
                 }
                 if rest.is_empty() {
                     self.stream.shutdown(Shutdown::Write)?;
-                    self.stage = Stage::Leaving(0);
-                    self.until = now + FAREWELL_TIME;
+                    self.stage = Stage::Closing(0);
+                    self.until = now + CLOSE_TIMEOUT;
                 }
                 Ok(())
             }
-            Stage::Leaving(sent) => {
+            Stage::Closing(sent) => {
                 *sent += read(&self.stream, &mut [0; CHUNK])?.len();
-                if *sent < FAREWELL_BYTES { Ok(()) } else { Err(Gone) }
+                if *sent < CLOSE_BYTES { Ok(()) } else { Err(Disconnect) }
             }
         }
     }
 
     /// Enforces the deadline of its stage.
-    fn look_at(&mut self, now: Instant) -> Result<(), Gone> {
+    fn check_deadline(&mut self, now: Instant) -> Result<(), Disconnect> {
         match &self.stage {
             _ if now < self.until => Ok(()),
-            Stage::Asking(head) if !head.is_empty() => self.refuse("408 Request Timeout", "", now),
-            _ => Err(Gone),
+            Stage::SendingHead(head) if !head.is_empty() => {
+                self.refuse("408 Request Timeout", "", now)
+            }
+            _ => Err(Disconnect),
         }
     }
 
-    fn answer(&mut self, answer: Vec<u8>, now: Instant) -> Result<(), Gone> {
-        self.stage = Stage::Answered(answer);
-        self.go_on(now)
+    fn answer(&mut self, answer: Vec<u8>, now: Instant) -> Result<(), Disconnect> {
+        self.stage = Stage::ReceivingAnswer(answer);
+        self.advance(now)
     }
 
-    /// Answers a request that does not go to tiny_http.
-    fn refuse(&mut self, status: &str, why: &str, now: Instant) -> Result<(), Gone> {
-        self.until = now + ANSWER_TIME;
+    /// Answers a request that isn't sent to tiny_http.
+    fn refuse(&mut self, status: &str, why: &str, now: Instant) -> Result<(), Disconnect> {
+        self.until = now + ANSWER_TIMEOUT;
         let body =
             if why.is_empty() { format!("{status}\n") } else { format!("{status}: {why}\n") };
         let answer = format!(
@@ -415,19 +423,20 @@ impl Client {
 }
 
 impl Stage {
+    /// The socket's events that it waits for.
     fn awaits(&self) -> PollFlags {
         match self {
-            Self::Asking(_) | Self::Leaving(_) => PollFlags::IN,
+            Self::SendingHead(_) | Self::Closing(_) => PollFlags::IN,
             Self::Waiting(_) | Self::Asked => PollFlags::empty(),
-            Self::Answered(_) => PollFlags::OUT,
+            Self::ReceivingAnswer(_) => PollFlags::OUT,
         }
     }
 }
 
 /// Reads what has arrived; empty if nothing has. The end of the stream is an error.
-fn read<'a>(mut stream: &TcpStream, chunk: &'a mut [u8]) -> Result<&'a [u8], Gone> {
+fn read<'a>(mut stream: &TcpStream, chunk: &'a mut [u8]) -> Result<&'a [u8], Disconnect> {
     match stream.read(chunk) {
-        Ok(0) => Err(Gone),
+        Ok(0) => Err(Disconnect),
         Ok(length) => Ok(&chunk[..length]),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(&[]),
         Err(error) => Err(error.into()),
@@ -439,7 +448,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_written_as_fast_as_the_client_takes_it() {
+    fn an_answer_is_written_as_fast_as_the_client_reads_it() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let mut reader = TcpStream::connect(address).expect("it listens");
@@ -447,44 +456,47 @@ mod tests {
         stream.set_nonblocking(true).expect("it is a socket");
         let now = Instant::now();
         let hosts = Arc::new(Hosts::new(&[], ""));
-        let mut client = Client { stream, stage: Stage::Asked, until: now + ANSWER_TIME, hosts };
+        let mut client = Client { stream, stage: Stage::Asked, until: now + ANSWER_TIMEOUT, hosts };
 
         // More than the kernel buffers for a client that does not read.
         let answer: Vec<u8> = (0..50_000_000_u32).map(|number| number.to_le_bytes()[1]).collect();
         assert!(client.answer(answer.clone(), now).is_ok());
-        assert!(matches!(&client.stage, Stage::Answered(rest) if !rest.is_empty()));
+        assert!(matches!(&client.stage, Stage::ReceivingAnswer(rest) if !rest.is_empty()));
         let mut taken = Vec::new();
-        while matches!(client.stage, Stage::Answered(_)) {
+        while matches!(client.stage, Stage::ReceivingAnswer(_)) {
             let mut chunk = vec![0; 1 << 20];
             let length = reader.read(&mut chunk).expect("there is more");
             taken.extend_from_slice(&chunk[..length]);
-            assert!(client.go_on(now).is_ok());
+            assert!(client.advance(now).is_ok());
         }
         reader.read_to_end(&mut taken).expect("the rest, and the end");
         assert!(taken == answer, "{} bytes", taken.len());
-        assert!(client.look_at(now + FAREWELL_TIME).is_err(), "it is not waited for any longer");
+        assert!(
+            client.check_deadline(now + CLOSE_TIMEOUT).is_err(),
+            "the connection is closed then"
+        );
     }
 
     #[test]
-    fn of_an_answer_only_the_whole_is_passed_on() {
+    fn an_answer_is_sent_to_clients_only_when_it_is_complete() {
         let whole = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc";
         let expected = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nconnection: close\r\n\r\nabc";
         for length in 0..whole.len() {
-            let mut exchange = Exchange { head_only: false, answer: whole[..length].to_vec() };
-            assert_eq!(exchange.passed_on().expect("no defect"), None, "{length} bytes");
+            let mut pending = PendingRequest { head_only: false, answer: whole[..length].to_vec() };
+            assert_eq!(pending.complete_answer().expect("no defect"), None, "{length} bytes");
         }
-        let mut exchange = Exchange { head_only: false, answer: whole.to_vec() };
-        assert_eq!(exchange.passed_on().expect("no defect").as_deref(), Some(&expected[..]));
+        let mut pending = PendingRequest { head_only: false, answer: whole.to_vec() };
+        assert_eq!(pending.complete_answer().expect("no defect").as_deref(), Some(&expected[..]));
         let head = whole[..whole.len() - 3].to_vec();
-        let mut exchange = Exchange { head_only: true, answer: head };
+        let mut pending = PendingRequest { head_only: true, answer: head };
         assert!(
-            exchange
-                .passed_on()
+            pending
+                .complete_answer()
                 .expect("no defect")
                 .is_some_and(|answer| answer.ends_with(b"\r\n\r\n"))
         );
-        let mut exchange =
-            Exchange { head_only: false, answer: b"HTTP/1.1 200 OK\r\n\r\n".to_vec() };
-        assert!(exchange.passed_on().is_err(), "an answer without a length");
+        let mut pending =
+            PendingRequest { head_only: false, answer: b"HTTP/1.1 200 OK\r\n\r\n".to_vec() };
+        assert!(pending.complete_answer().is_err(), "an answer without a length");
     }
 }

@@ -1,6 +1,6 @@
-//! The head of a request. Its method and path are kept, the rest is checked and dropped.
+//! The head of a request. Its method and path are kept; the rest is checked and dropped.
 //!
-//! httparse parses it. This module limits its size, and decides which names may ask for which paths.
+//! httparse parses it. This module limits its size, and decides which host names may request which paths.
 
 use httparse::{EMPTY_HEADER, Error, Request};
 
@@ -9,8 +9,8 @@ use super::hosts::Hosts;
 /// The longest head, in bytes. Browsers and proxies send 2 or 3 KiB; other servers allow 8 KiB, too.
 pub(super) const MOST_BYTES: usize = 8 * 1024;
 
-/// The longest first line, in bytes. Usual requests take 30, and 750 with the sixty characters that the page
-/// lets people search for. Each line may have to wait in memory, so more is refused.
+/// The longest first line, in bytes. Usual ones have 30, or 750 with the sixty characters that a search on the page
+/// may have. Longer ones are refused, because each may have to wait in memory.
 const MOST_OF_LINE: usize = 1024;
 
 /// The most headers. A browser behind a proxy sends about 30; other servers allow 100, too.
@@ -23,7 +23,7 @@ pub(super) struct PageRequest {
     target: String,
 }
 
-/// Why a request does not go to tiny_http.
+/// Why a request isn't sent to tiny_http.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum BadRequest {
     Malformed,
@@ -33,8 +33,8 @@ pub(super) enum BadRequest {
 }
 
 impl PageRequest {
-    /// Reads what a client has sent so far; `None` while the head is incomplete. What can't become a request
-    /// is refused by its first line, since its end might never come.
+    /// Parses what a client has sent so far; `None` while the head is incomplete. An invalid first line is refused
+    /// at once, since the end of the head might never come.
     pub(super) fn read(received: &[u8], hosts: &Hosts) -> Result<Option<Self>, BadRequest> {
         let seen = &received[..received.len().min(MOST_BYTES)];
         let mut headers = [EMPTY_HEADER; MOST_HEADERS];
@@ -43,7 +43,7 @@ impl PageRequest {
             Error::TooManyHeaders => BadRequest::TooLarge,
             _ => BadRequest::Malformed,
         })?;
-        // httparse accepts any UTF-8 as the target. The target is `None` until it is complete.
+        // httparse accepts any UTF-8 in the target, which is `None` until it is complete.
         if head.path.is_some_and(|target| !target.is_ascii()) {
             return Err(BadRequest::Malformed);
         }
@@ -58,15 +58,15 @@ impl PageRequest {
         let (method, target) = head.method.zip(head.path).ok_or(BadRequest::Malformed)?;
         let (authority, target) = parts_of(target);
         let mut named = head.headers.iter().filter(|it| it.name.eq_ignore_ascii_case("host"));
-        // A host that is not text counts as an empty one.
+        // A host that isn't text counts as empty.
         let host = named.next().map(|it| str::from_utf8(it.value).unwrap_or_default().trim());
-        // A request has at most one (RFC 9112, 3.2).
+        // A request has at most one host (RFC 9112, 3.2).
         if named.next().is_some() {
             return Err(BadRequest::Malformed);
         }
-        // Without a host it is not from a browser: they send one even with HTTP/1.0.
+        // A request without a host isn't from a browser: browsers send one even with HTTP/1.0.
         match authority.or(host) {
-            Some(host) if !hosts.admit(host, target) => Err(BadRequest::Misdirected),
+            Some(host) if !hosts.may_request(host, target) => Err(BadRequest::Misdirected),
             _ => Ok(Some(Self { method: method.to_owned(), target: target.to_owned() })),
         }
     }
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_request_the_method_and_the_path_remain() {
+    fn method_and_path_of_a_request_are_kept() {
         check("GET /metrics HTTP/1.1\r\nhost: x\r\naccept: */*\r\n\r\n", "GET /metrics");
         check("HEAD /healthz?a=b HTTP/1.0\r\n\r\n", "HEAD /healthz?a=b");
         check("GET /readyz HTTP/1.0\n\n", "GET /readyz");
@@ -132,13 +132,13 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_head_is_no_part_of_the_request() {
+    fn bytes_after_the_head_are_ignored() {
         check("POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\nGET /metr", "POST /");
         check("GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n", "GET /a");
     }
 
     #[test]
-    fn what_is_not_http_is_refused_by_its_first_line() {
+    fn an_invalid_first_line_is_refused_at_once() {
         let wrong = [
             "GET\r\n",
             "GET /metrics\r\n",
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_is_not_for_who_asks_by_another_name() {
+    fn the_page_is_refused_to_requests_with_another_host() {
         check("GET / HTTP/1.1\r\nHost: x:9090\r\n\r\n", "GET /");
         check("GET http://x/status.json HTTP/1.1\r\nhost: evil\r\n\r\n", "GET /status.json");
         check("GET /metrics HTTP/1.1\r\nhost: evil\r\n\r\n", "GET /metrics");
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_is_none_is_refused() {
+    fn an_invalid_header_is_refused() {
         for line in ["nothing", ": x", "a b: c", " folded: x", "a: \0", "a: b\rc: d"] {
             refused(&format!("GET / HTTP/1.1\r\n{line}\r\n"), BadRequest::Malformed);
         }
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_of_more_headers_than_anybody_sends_is_too_large() {
+    fn a_head_with_too_many_headers_is_too_large() {
         let head = |headers: usize| format!("GET / HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(headers));
         check(&head(MOST_HEADERS), "GET /");
         refused(&head(MOST_HEADERS + 1), BadRequest::TooLarge);
@@ -208,7 +208,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_passed_on_is_two_lines_whatever_came(
+        fn a_rewritten_request_has_two_lines_whatever_was_received(
             bytes in "(GET|P[ -~]{0,3}) [ -~]{0,9} HTTP/1[.][01]\r?\n([a-c:\r\t ]{0,5}\r?\n){0,4}"
         ) {
             if let Ok(Some(request)) = read(bytes.as_bytes()) {

@@ -1,17 +1,17 @@
 //! The host names that the status page answers to.
 //!
-//! An attacker's page, open in an operator's browser, can point its own host name at our address and then
-//! read our answers as its own ("DNS rebinding"). The browser sends that name as `Host`. So the page answers
-//! only to names that an attacker can't own: an address, `localhost`, the machine's own name, or one of
+//! An attacker's page that is open in an operator's browser can point its own host name at our address, and then
+//! read our answers as its own ("DNS rebinding"). The browser sends that name as `Host`. So the page answers only
+//! to names that an attacker can't control: an address, `localhost`, the machine's own name, or one of
 //! METRICS_HOSTS.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// The answer to a request by another name.
+/// The answer to a request with another host.
 pub(super) const REMEDY: &str = "the status page answers to an address, localhost, the name of its machine, \
      and the names in METRICS_HOSTS";
 
-/// The paths that answer only to our names: the page and its figures.
+/// The paths that answer only to our names: the page and its data.
 const FOR_BROWSERS: [&str; 2] = ["/", "/status.json"];
 
 /// Our names, in lower case.
@@ -27,8 +27,8 @@ impl Hosts {
         Self(all.filter(|name| !name.is_empty()).map(|name| name.to_ascii_lowercase()).collect())
     }
 
-    /// Whether a request with this `Host` (RFC 9110, 7.2) may have that target.
-    pub(super) fn admit(&self, host: &str, target: &str) -> bool {
+    /// Whether a request with this `Host` (RFC 9110, 7.2) may have this target.
+    pub(super) fn may_request(&self, host: &str, target: &str) -> bool {
         let path = target.split('?').next().unwrap_or_default();
         !FOR_BROWSERS.contains(&path) || self.includes(host)
     }
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_is_for_names_that_nobody_else_can_have() {
+    fn the_page_answers_only_to_names_that_an_attacker_cannot_control() {
         let hosts = Hosts::new(&["Hooks.example.com".to_owned()], "vm-1.internal");
         let own = [
             "127.0.0.1",
@@ -64,7 +64,10 @@ mod tests {
             "hooks.example.com.:9090",
         ];
         for host in own {
-            assert!(hosts.admit(host, "/") && hosts.admit(host, "/status.json?x"), "{host}");
+            assert!(
+                hosts.may_request(host, "/") && hosts.may_request(host, "/status.json?x"),
+                "{host}"
+            );
         }
         let strange = [
             "",
@@ -79,9 +82,18 @@ mod tests {
             "::1",
         ];
         for host in strange {
-            assert!(!hosts.admit(host, "/") && !hosts.admit(host, "/status.json"), "{host}");
-            assert!(hosts.admit(host, "/metrics") && hosts.admit(host, "/readyz"), "{host}");
+            assert!(
+                !hosts.may_request(host, "/") && !hosts.may_request(host, "/status.json"),
+                "{host}"
+            );
+            assert!(
+                hosts.may_request(host, "/metrics") && hosts.may_request(host, "/readyz"),
+                "{host}"
+            );
         }
-        assert!(!Hosts::new(&[], "").admit("", "/"), "no name is none");
+        assert!(
+            !Hosts::new(&[], "").may_request("", "/"),
+            "an empty name of the machine is no name"
+        );
     }
 }

@@ -1,8 +1,8 @@
 //! The status page: one document that loads /status.json and shows it.
 //!
-//! It loads nothing from other servers. Its Content-Security-Policy allows only its own style and script, by
-//! their hashes, and requests to its own origin. No other site can show it in a frame. None can read its data
-//! either, since no answer here allows that (CORS).
+//! It loads nothing from other servers. Its Content-Security-Policy allows only its own style and script, by their
+//! hashes, and requests to its own origin. Other sites can't show it in a frame, nor read its data, since no answer
+//! allows that (CORS).
 
 use std::sync::LazyLock;
 
@@ -32,7 +32,7 @@ pub(super) static PAGE: LazyLock<Page> = LazyLock::new(|| {
     }
 });
 
-/// The policy's source expression that allows this content by its hash.
+/// The source expression by which the policy allows this content: its hash.
 fn allowed(content: &str) -> String {
     format!("'sha256-{}'", STANDARD.encode(Sha256::digest(content)))
 }
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_page_is_whole_and_small_and_refers_to_nothing_elsewhere() {
+    fn the_page_is_complete_small_and_loads_nothing_from_elsewhere() {
         let html = &PAGE.html;
         assert!(!html.contains("{style}") && !html.contains("{script}"));
         assert!(html.len() < 60_000, "{} bytes", html.len());
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_came_over_the_network_becomes_markup() {
+    fn the_script_uses_no_function_that_turns_text_into_markup() {
         let script = include_str!("page/script.js");
         for way in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("] {
             assert!(!script.contains(way), "{way}");

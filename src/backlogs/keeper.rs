@@ -11,7 +11,7 @@ use super::{Backlogs, KeeperRequest, Key, Known, News};
 use crate::broker::{BrokerError, Link, Publisher, backlog_queue};
 use crate::clock;
 use crate::config::Config;
-use crate::directory::{Change, Directory};
+use crate::directory::{Directory, TableChange};
 use crate::domain::causes::Causes;
 use crate::domain::depths::Depths;
 use crate::domain::in_hand::RAISE_IT;
@@ -136,9 +136,9 @@ impl Keeper {
                     Err(_) => return,
                 },
                 recv(changes) -> change => match change {
-                    Ok(Change::Backlogs) => read_at = Instant::now(),
-                    Ok(Change::Instances) => {}
-                    Ok(Change::Webhooks) => {
+                    Ok(TableChange::Backlogs) => read_at = Instant::now(),
+                    Ok(TableChange::Instances) => {}
+                    Ok(TableChange::Webhooks) => {
                         self.report_standings();
                         for news in &self.inbox.news {
                             // Its receiver lives as long as this thread.

@@ -89,7 +89,7 @@ fn of_database(config: &Config, store: &Store) -> Vec<Finding> {
         Err(error) => findings.push(Finding::fail("database", error)),
     };
     let with_log = config.delivery_log != Extent::Off;
-    found(store.unable(with_log).map(|unable| {
+    found(store.missing_rights(with_log).map(|unable| {
         let bad =
             |(follows, error)| Finding::fail("rights", format!("{error}; until then {follows}"));
         unable.into_iter().map(bad).collect()
@@ -109,7 +109,7 @@ fn of_database(config: &Config, store: &Store) -> Vec<Finding> {
         let detail = format!("missing: {what}: run {migrate}");
         if missing.is_empty() { Vec::new() } else { vec![Finding::warn("tables", detail)] }
     }));
-    found(store.hears_changes().map(|heard| {
+    found(store.check_notifications().map(|heard| {
         vec![match heard {
             Ok(()) => Finding::ok("changes", "a change to the tables takes effect at once"),
             Err(error) => {

@@ -130,7 +130,7 @@ pub(super) fn logged_events(store: &Store, given: &str) -> Result<Vec<String>> {
     for beginning in [Some(given.to_owned()), id_of_header(given)].into_iter().flatten() {
         let found = match store.events_beginning(&beginning, most) {
             // The log can't contain an id that the database can't represent.
-            Err(StoreError::Refused(_)) if !beginning.is_ascii() => continue,
+            Err(StoreError::InvalidValue(_)) if !beginning.is_ascii() => continue,
             found => found?,
         };
         if !found.is_empty() {

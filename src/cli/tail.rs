@@ -76,7 +76,7 @@ pub(super) fn run(command: Tail) -> Result<()> {
                     continue;
                 }
             }
-            Err(error) if error.is_passing() => {
+            Err(error) if error.is_temporary() => {
                 if !is_away {
                     print_stderr(&format!("{error}; this command continues once it answers"));
                 }

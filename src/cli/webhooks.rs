@@ -264,7 +264,7 @@ pub(super) fn run(mut command: Webhooks) -> Result<ExitCode> {
             if let Some((found, _)) = store.look_up(id)? {
                 // Without the table of instances, each instance keeps the limits by itself.
                 let alive = store.instances_alive().or_else(|error| {
-                    if error.is_passing() { Err(error) } else { Ok(Vec::new()) }
+                    if error.is_temporary() { Err(error) } else { Ok(Vec::new()) }
                 })?;
                 shown.limits = limits::kept_by(&alive, &found, !backlogs.is_empty());
             }

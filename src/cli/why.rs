@@ -302,7 +302,7 @@ fn logged(store: &Store, asked: &str, webhook: Option<Uuid>) -> Result<Vec<LogEn
     for id in [Some(asked.to_owned()), id_of_header(asked), Some(written)].into_iter().flatten() {
         match store.entries_of(&id, webhook) {
             Ok(entries) if entries.is_empty() => {}
-            Err(StoreError::Refused(_)) if !id.is_ascii() => {}
+            Err(StoreError::InvalidValue(_)) if !id.is_ascii() => {}
             entries => return Ok(entries?),
         }
     }

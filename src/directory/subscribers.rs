@@ -1,39 +1,40 @@
-//! Who is told of changes.
+//! The subscribers that are notified of changes.
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-/// A kind of change, for subscribers.
+/// A kind of change that subscribers are notified of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// Any webhook.
+pub enum TableChange {
+    /// A webhook was added, changed or removed.
     Webhooks,
-    /// The set of backlogs.
+    /// A backlog was added or removed, is closing, or was reopened.
     Backlogs,
-    /// The set of instances.
+    /// An instance was added or removed.
     Instances,
 }
 
 /// A subscriber to changes.
 pub(super) struct Subscriber {
-    sender: Sender<Change>,
-    /// The other end of the same channel, to see what hasn't been received yet.
-    pub(super) untaken: Receiver<Change>,
+    sender: Sender<TableChange>,
+    /// The other end of the same channel: changes that the subscriber hasn't received yet.
+    pub(super) pending: Receiver<TableChange>,
 }
 
 impl Subscriber {
-    /// Has room for one change of each kind: changes of a kind are merged until they are received.
+    /// A subscriber whose channel has room for one change of each kind. Changes of a kind are merged until they
+    /// are received.
     pub(super) fn new() -> Self {
-        let (sender, untaken) = bounded(3);
-        Self { sender, untaken }
+        let (sender, pending) = bounded(3);
+        Self { sender, pending }
     }
 
-    /// Never waits. The caller holds the lock, so nobody else sends meanwhile.
-    pub(super) fn tell(&self, change: Change) {
-        let untaken: Vec<Change> = self.untaken.try_iter().collect();
-        let others = untaken.into_iter().filter(|other| *other != change);
-        for told in others.chain([change]) {
-            // There is room, since everything was taken out.
-            let _ = self.sender.try_send(told);
+    /// Adds a change to the pending ones. Never waits. The caller holds the lock, so nobody else sends meanwhile.
+    pub(super) fn notify(&self, change: TableChange) {
+        let pending: Vec<TableChange> = self.pending.try_iter().collect();
+        let others = pending.into_iter().filter(|other| *other != change);
+        for change in others.chain([change]) {
+            // There is room, since all pending changes were taken out.
+            let _ = self.sender.try_send(change);
         }
     }
 }

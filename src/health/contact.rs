@@ -1,4 +1,4 @@
-//! Whether a server answers, and since when.
+//! Whether a server answers, and for how long it has done so.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,42 +7,48 @@ use crate::domain::shown;
 
 /// How old a server's last answer may be before the server counts as away.
 ///
-/// A failure counts at once. This is for the case that nobody could ask: the monitor asks every five seconds,
-/// but a hanging broker may delay it by up to twenty.
+/// A failure counts at once. This limit is for the case that the server isn't asked: the monitor asks every five
+/// seconds, but a hanging broker can delay it by up to twenty.
 const ANSWER_AGE: Duration = Duration::from_secs(30);
 
-/// How much of a server's error is kept, in characters.
+/// How many characters of a server's error are kept.
 const MOST_OF_PROBLEM: usize = 500;
 
 /// The last answers of a server. All threads that ask it share this.
 #[derive(Debug)]
-pub struct Contact(Mutex<Heard>);
+pub struct Contact(Mutex<LastAnswers>);
 
 #[derive(Debug)]
-struct Heard {
+struct LastAnswers {
     /// Whether the last question was answered; `None` before the first.
     last: Option<bool>,
-    /// Since when `last` has been the same.
+    /// Since when `last` has had its value.
     since: Instant,
+    /// When it last answered.
     answered: Option<Instant>,
-    /// The error that it answered with, if that was the last failure.
+    /// The error that it answered with, if it did at the last question.
     problem: Option<String>,
 }
 
 /// Whether a server answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answers {
-    /// Nobody has asked yet.
+    /// It wasn't asked yet.
     Unasked,
     /// It answers.
     Yes,
-    /// It does not answer, or nobody could ask for 30 seconds.
+    /// It doesn't answer, or couldn't be asked for 30 seconds.
     No,
 }
 
 impl Contact {
     pub(super) fn new() -> Self {
-        Self(Mutex::new(Heard { last: None, since: Instant::now(), answered: None, problem: None }))
+        Self(Mutex::new(LastAnswers {
+            last: None,
+            since: Instant::now(),
+            answered: None,
+            problem: None,
+        }))
     }
 
     /// Records that it has just answered.
@@ -54,7 +60,7 @@ impl Contact {
         heard.problem = None;
     }
 
-    /// Records that it did not answer, or answered with `error`.
+    /// Records that it didn't answer, or answered with `error`.
     pub fn failed(&self, error: Option<&str>) {
         let mut heard = self.lock();
         heard.set(false, Instant::now());
@@ -93,12 +99,12 @@ impl Contact {
         self.lock().answered.map(|at| at.elapsed())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Heard> {
+    fn lock(&self) -> MutexGuard<'_, LastAnswers> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Heard {
+impl LastAnswers {
     fn set(&mut self, answers: bool, now: Instant) {
         if self.last.replace(answers) != Some(answers) {
             self.since = now;
@@ -111,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_answer_counts_and_since_when_it_is_the_same() {
+    fn a_contact_has_the_state_of_its_last_answer_since_that_changed() {
         let contact = Contact::new();
         assert_eq!(contact.now().0, Answers::Unasked);
         assert_eq!(contact.age(), None);
@@ -132,10 +138,14 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_long_ago_counts_no_more() {
+    fn a_server_whose_last_answer_is_too_old_is_away() {
         let Some(long_ago) = Instant::now().checked_sub(ANSWER_AGE) else { return };
-        let heard =
-            Heard { last: Some(true), since: long_ago, answered: Some(long_ago), problem: None };
+        let heard = LastAnswers {
+            last: Some(true),
+            since: long_ago,
+            answered: Some(long_ago),
+            problem: None,
+        };
         let (answers, lasted) = Contact(Mutex::new(heard)).now();
         assert_eq!(answers, Answers::No);
         assert!(lasted >= ANSWER_AGE);

@@ -1,4 +1,4 @@
-//! Whether requests get through EGRESS_PROXY to receivers.
+//! Whether EGRESS_PROXY lets requests through to receivers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use prometheus::IntGauge;
 
-/// Whether the proxy lets requests through, by the results of the requests themselves. Without a proxy it is
-/// never away. All senders share it.
+/// Whether the proxy lets requests through, judged by the results of requests. Without a proxy it never counts
+/// as away. All senders share this.
 #[derive(Debug)]
 pub struct EgressState {
     up: IntGauge,
@@ -32,7 +32,7 @@ impl EgressState {
         }
     }
 
-    /// Records that a request did not get past the proxy. Returns how long that has been the case.
+    /// Records that the proxy did not let a request through. Returns for how long it has let none through.
     pub fn failed(&self, problem: &str) -> Duration {
         let mut away = self.lock();
         let since = away.as_ref().map_or_else(Instant::now, |(since, _)| *since);
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_away_from_its_first_failure_until_somebody_answers() {
+    fn the_proxy_is_away_from_its_first_failure_until_a_receiver_answers() {
         let up = IntGauge::new("up", "up").expect("a name");
         let state = EgressState::new(up.clone());
         assert_eq!((up.get(), state.problem()), (1, None));

@@ -8,13 +8,13 @@ use prometheus::{
     GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
 };
 
-use super::maker::Maker;
-use super::waiting::Waiting;
+use super::maker::MetricMaker;
+use super::waiting::OldestOfQueue;
 use crate::domain::held::Held;
 use crate::domain::outcome::{DeadReason, Reason};
 use crate::domain::trend::Counts;
 
-/// Buckets for processing and requests: from a local receiver's millisecond to the longest time-outs.
+/// Buckets for processing and requests: from a local receiver's millisecond to the longest timeouts.
 const SECONDS: [f64; 14] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
@@ -26,7 +26,7 @@ pub const LAG_SECONDS: [f64; 14] = [
 
 /// The metrics of one lane, labelled with the queue that it consumes.
 #[derive(Debug)]
-pub struct Lane {
+pub struct LaneMetrics {
     /// From receiving a message to settling it.
     pub processing: Histogram,
     /// Attempts answered with 2xx.
@@ -44,27 +44,27 @@ pub struct Lane {
     pub retries_scheduled: IntCounter,
     dead_letters: Vec<IntCounter>,
     held: Vec<IntCounter>,
-    /// POSTs under way.
+    /// Requests in flight.
     pub in_flight: IntGauge,
     consumers: IntGauge,
-    pub(super) waiting: Waiting,
+    pub(super) waiting: OldestOfQueue,
     pub(super) connected: IntGauge,
 }
 
-impl Lane {
-    /// Attempts that failed for this reason.
+impl LaneMetrics {
+    /// The counter of attempts that failed for this reason.
     #[must_use]
     pub fn failure(&self, reason: Reason) -> &IntCounter {
         &self.failure[reason as usize]
     }
 
-    /// Messages dead-lettered for this reason.
+    /// The counter of messages dead-lettered for this reason.
     #[must_use]
     pub fn dead_letters(&self, reason: DeadReason) -> &IntCounter {
         &self.dead_letters[reason as usize]
     }
 
-    /// Deliveries that got no attempt when they arrived, for this reason.
+    /// The counter of deliveries that were not attempted when they arrived, for this reason.
     #[must_use]
     pub fn held(&self, why: Held) -> &IntCounter {
         &self.held[why as usize]
@@ -81,7 +81,7 @@ impl Lane {
         self.consumers.get()
     }
 
-    /// The current counts that the status page compares over time.
+    /// The present counts, of which the status page computes rates and quantiles.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let lag = self.lag.metric();
@@ -102,14 +102,14 @@ impl Lane {
         self.waiting.add(age, delay);
     }
 
-    /// Sets since when the oldest delivery of the lane's backlogs has waited; `None` if they hold none.
+    /// Sets since when the oldest delivery of the lane's backlogs has waited; `None` if they are empty.
     pub fn oldest_in_backlog(&self, since: Option<Instant>) {
-        self.waiting.has_in_hand(since);
+        self.waiting.set_in_backlog(since);
     }
 }
 
 /// The metrics of all lanes, labelled with the queue that each consumes.
-pub(super) struct Families {
+pub(super) struct LaneFamilies {
     processing: HistogramVec,
     success: IntCounterVec,
     failure: IntCounterVec,
@@ -126,8 +126,8 @@ pub(super) struct Families {
     consumers: IntGaugeVec,
 }
 
-impl Families {
-    pub(super) fn new(make: &Maker<'_>) -> Result<Self> {
+impl LaneFamilies {
+    pub(super) fn new(make: &MetricMaker<'_>) -> Result<Self> {
         let histogram = |name, help, buckets: &[f64]| make.histogram(name, help, buckets);
         let processing = histogram(
             "webhook_event_processing_seconds",
@@ -172,11 +172,11 @@ impl Families {
             &["queue", "reason"],
         )?;
         let in_flight =
-            make.gauge("webhook_requests_in_flight", "Requests under way", &["queue"])?;
+            make.gauge("webhook_requests_in_flight", "Requests in flight", &["queue"])?;
         let oldest_waiting = make.register(GaugeVec::new(
             Opts::new(
                 "webhook_oldest_waiting_seconds",
-                "Age of the oldest delivery that this process has parked, or consumes from a backlog, and that still waits",
+                "Age of the oldest waiting delivery that this process has parked, or consumes from a backlog",
             ),
             &["queue"],
         )?)?;
@@ -187,7 +187,7 @@ impl Families {
         )?;
         let held = make.counter(
             "webhook_deliveries_held_total",
-            "Deliveries that got no attempt when they arrived, but went to a backlog or the retry lane, by reason",
+            "Deliveries that were not attempted when they arrived, but went to a backlog or the retry lane, by reason",
             &["queue", "reason"],
         )?;
         let consumers = make.gauge(
@@ -214,8 +214,8 @@ impl Families {
     }
 
     /// The metrics of the lane that consumes `queue`.
-    pub(super) fn lane(&self, queue: &str) -> Lane {
-        Lane {
+    pub(super) fn lane(&self, queue: &str) -> LaneMetrics {
+        LaneMetrics {
             processing: self.processing.with_label_values(&[queue]),
             success: self.success.with_label_values(&[queue]),
             failure: Reason::ALL
@@ -232,7 +232,7 @@ impl Families {
             held: Held::ALL.map(|why| self.held.with_label_values(&[queue, why.label()])).into(),
             in_flight: self.in_flight.with_label_values(&[queue]),
             consumers: self.consumers.with_label_values(&[queue]),
-            waiting: Waiting::new(self.oldest_waiting.with_label_values(&[queue])),
+            waiting: OldestOfQueue::new(self.oldest_waiting.with_label_values(&[queue])),
             connected: self.connected.with_label_values(&[queue]),
         }
     }

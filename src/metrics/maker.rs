@@ -1,14 +1,14 @@
-//! Makes metrics and registers them.
+//! Creates metrics and registers them.
 
 use anyhow::Result;
 use prometheus::{
     HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, core::Collector,
 };
 
-/// Makes metrics in one registry.
-pub(super) struct Maker<'a>(pub(super) &'a Registry);
+/// Creates metrics in one registry.
+pub(super) struct MetricMaker<'a>(pub(super) &'a Registry);
 
-impl Maker<'_> {
+impl MetricMaker<'_> {
     pub(super) fn register<C: Collector + Clone + 'static>(&self, metric: C) -> Result<C> {
         self.0.register(Box::new(metric.clone()))?;
         Ok(metric)

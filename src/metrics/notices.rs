@@ -1,4 +1,4 @@
-//! What happens to notices, and which webhooks the notifier disabled by itself.
+//! The state of notices, and the webhooks that the notifier disabled by itself.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use anyhow::Result;
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use uuid::Uuid;
 
-use super::maker::Maker;
+use super::maker::MetricMaker;
 
 /// Why the notifier disabled a webhook by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum AutoDisabled {
 impl AutoDisabled {
     const ALL: [Self; 2] = [Self::Gone, Self::Failing];
 
-    /// The word for it in metrics and notices.
+    /// The label in metrics and notices.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -31,12 +31,12 @@ impl AutoDisabled {
     }
 }
 
-/// The state of notices. Those who make notices, publish them and report on them share it.
+/// The state of notices. The pipeline, the publisher and the status page share it.
 #[derive(Clone, Debug)]
 pub struct NoticesState {
     /// Notices that the broker has confirmed.
     pub published: IntCounter,
-    /// Notices given up: there were too many, or a queue refused them.
+    /// Notices that were dropped: too many were waiting, or they were not confirmed.
     pub dropped: IntCounter,
     waiting: IntGauge,
     disabled: IntCounterVec,
@@ -46,21 +46,18 @@ pub struct NoticesState {
 #[derive(Debug, Default)]
 struct Now {
     problem: Option<(Instant, String)>,
-    disabled_lately: Vec<(Uuid, String)>,
+    recently_disabled: Vec<(Uuid, String)>,
 }
 
 impl NoticesState {
-    pub(super) fn new(make: &Maker<'_>) -> Result<Self> {
+    pub(super) fn new(make: &MetricMaker<'_>) -> Result<Self> {
         let notices = make.counter(
             "webhook_notices_total",
-            "The notifier's own events for webhooks.events, by result",
+            "Notices for webhooks.events, by result",
             &["result"],
         )?;
-        let waiting = make.gauge(
-            "webhook_notices_waiting",
-            "The notifier's own events that could not be published yet",
-            &[],
-        )?;
+        let waiting =
+            make.gauge("webhook_notices_waiting", "Notices that could not be published yet", &[])?;
         let disabled = make.counter(
             "webhook_auto_disabled_total",
             "Webhooks that this process disabled by itself, by reason",
@@ -79,42 +76,43 @@ impl NoticesState {
     }
 
     /// Counts a webhook that this process disabled.
-    pub fn disabled(&self, reason: AutoDisabled) {
+    pub fn count_disabled(&self, reason: AutoDisabled) {
         self.disabled.with_label_values(&[reason.label()]).inc();
     }
 
     /// Sets how many notices wait to be published.
-    pub fn wait(&self, count: usize) {
+    pub fn set_waiting(&self, count: usize) {
         self.waiting.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// Records that notices can't be published, and why.
-    pub fn failed(&self, problem: &str) {
+    /// Records why notices can't be published.
+    pub fn set_problem(&self, problem: &str) {
         let mut now = self.lock();
         let since = now.problem.as_ref().map_or_else(Instant::now, |(since, _)| *since);
         now.problem = Some((since, problem.to_owned()));
     }
 
     /// Records that notices can be published again.
-    pub fn works(&self) {
+    pub fn clear_problem(&self) {
         self.lock().problem = None;
     }
 
-    /// For how long notices could not be published, and why; `None` if they can.
+    /// For how long notices could not be published, and why; `None` if they can be.
     #[must_use]
     pub fn problem(&self) -> Option<(Duration, String)> {
         self.lock().problem.as_ref().map(|(since, problem)| (since.elapsed(), problem.clone()))
     }
 
-    /// Sets which webhooks were disabled within the last day because they failed for DISABLE_AFTER, and why.
-    pub fn set_disabled_lately(&self, webhooks: Vec<(Uuid, String)>) {
-        self.lock().disabled_lately = webhooks;
+    /// Sets which webhooks were disabled within the last day because they failed for DISABLE_AFTER, with the
+    /// recorded reasons.
+    pub fn set_recently_disabled(&self, webhooks: Vec<(Uuid, String)>) {
+        self.lock().recently_disabled = webhooks;
     }
 
-    /// The webhooks last given to [`NoticesState::set_disabled_lately`].
+    /// The webhooks last given to [`NoticesState::set_recently_disabled`].
     #[must_use]
-    pub fn disabled_lately(&self) -> Vec<(Uuid, String)> {
-        self.lock().disabled_lately.clone()
+    pub fn recently_disabled(&self) -> Vec<(Uuid, String)> {
+        self.lock().recently_disabled.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Now> {

@@ -1,9 +1,9 @@
-//! Counts of the queues, exchanges and bindings that are lost or unusable.
+//! Counts of lost and unusable queues, exchanges and bindings.
 
 use anyhow::Result;
 use prometheus::{IntCounter, IntGauge};
 
-use super::maker::Maker;
+use super::maker::MetricMaker;
 
 /// The kind of an object of the topology.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,7 +19,7 @@ pub enum ObjectKind {
 impl ObjectKind {
     const ALL: [Self; 3] = [Self::Queue, Self::Exchange, Self::Binding];
 
-    /// The word for it in metrics and in the log.
+    /// The label in metrics and in the log.
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
@@ -34,12 +34,12 @@ impl ObjectKind {
 #[derive(Clone, Debug)]
 pub struct TopologyCounts {
     lost: [IntCounter; 3],
-    /// How many of our objects are missing now, or differ from what we need.
+    /// How many objects are missing now, or differ from what we need.
     pub unusable: IntGauge,
 }
 
 impl TopologyCounts {
-    pub(super) fn new(make: &Maker<'_>) -> Result<Self> {
+    pub(super) fn new(make: &MetricMaker<'_>) -> Result<Self> {
         let lost = make.counter(
             "webhook_topology_lost_total",
             "Our queues (with their messages), exchanges and bindings that somebody else deleted",
@@ -56,7 +56,7 @@ impl TopologyCounts {
         })
     }
 
-    /// Counts the lost objects of this kind.
+    /// The counter of lost objects of this kind.
     #[must_use]
     pub fn lost(&self, object: ObjectKind) -> &IntCounter {
         &self.lost[object as usize]

@@ -7,43 +7,49 @@ use prometheus::Gauge;
 
 use crate::domain::waiting::OldestWaiting;
 
-/// The waiting deliveries that this process has parked from one queue, or has in hand from its backlogs.
+/// The oldest waiting delivery that this process has parked from one queue, or consumes from its backlogs.
 ///
-/// It does not know deliveries that another process parked, or this one before its restart, until this
-/// process parks them again. Nor does it know that a wait ended early or late, or was purged: the broker
-/// tells nobody.
+/// Deliveries that another process parked, or this one before its restart, count only once this process parks
+/// them again. Nor does it notice if a wait ends early or late, or if a queue is purged: the broker reports
+/// neither.
 #[derive(Debug)]
-pub(super) struct Waiting {
-    /// Locked only to park, for which the broker takes a thousand times as long, and to read the metrics.
-    known: Mutex<OldestWaiting>,
-    /// The origin of the times in `known`.
+pub(super) struct OldestOfQueue {
+    /// Locked only when a delivery is parked, which takes the broker a thousand times as long, and when the
+    /// metrics are read.
+    parked: Mutex<OldestWaiting>,
+    /// The origin of the times in `parked`.
     start: Instant,
-    /// Since when the oldest delivery in hand has waited.
-    in_hand: Mutex<Option<Instant>>,
+    /// Since when the oldest delivery from the backlogs has waited.
+    in_backlog: Mutex<Option<Instant>>,
     oldest: Gauge,
 }
 
-impl Waiting {
+impl OldestOfQueue {
     pub(super) fn new(oldest: Gauge) -> Self {
-        Self { known: Mutex::default(), start: Instant::now(), in_hand: Mutex::default(), oldest }
+        Self {
+            parked: Mutex::default(),
+            start: Instant::now(),
+            in_backlog: Mutex::default(),
+            oldest,
+        }
     }
 
     pub(super) fn add(&self, age: Duration, delay: Duration) {
         let now = self.start.elapsed();
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).add(age, delay, now);
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner).add(age, delay, now);
     }
 
-    /// Sets since when the oldest delivery in hand has waited.
-    pub(super) fn has_in_hand(&self, since: Option<Instant>) {
-        *self.in_hand.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    /// Sets since when the oldest delivery from the backlogs has waited.
+    pub(super) fn set_in_backlog(&self, since: Option<Instant>) {
+        *self.in_backlog.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
-    /// Sets the gauge to the current age, or to zero if nothing waits.
-    pub(super) fn look(&self) {
+    /// Sets the gauge to the present age, or to zero if nothing waits.
+    pub(super) fn update(&self) {
         let now = self.start.elapsed();
-        let oldest = self.known.lock().unwrap_or_else(PoisonError::into_inner).oldest(now);
-        let in_hand = *self.in_hand.lock().unwrap_or_else(PoisonError::into_inner);
-        let in_hand = in_hand.map(|since| since.elapsed());
-        self.oldest.set(oldest.max(in_hand).unwrap_or_default().as_secs_f64());
+        let oldest = self.parked.lock().unwrap_or_else(PoisonError::into_inner).oldest(now);
+        let in_backlog = *self.in_backlog.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_backlog = in_backlog.map(|since| since.elapsed());
+        self.oldest.set(oldest.max(in_backlog).unwrap_or_default().as_secs_f64());
     }
 }

@@ -17,13 +17,13 @@ use crate::metrics::{AutoDisabled, NoticesState};
 use crate::receivers::Receivers;
 use crate::store::{Failing, Store, StoreError};
 
-/// The next attempt may come this much later than the longest delay of RETRY_SCHEDULE. If none was made
-/// for longer, an outage begins anew: a webhook without events isn't failing.
+/// How much later than the longest delay of RETRY_SCHEDULE the next attempt may come. If none was made for
+/// longer, the next failure begins a new outage: a webhook without events isn't failing.
 const SLACK: Duration = Duration::from_secs(3_600);
 
-/// Watches the receivers of this process, and the table.
+/// Compares the receivers of this process with the table, and updates the table.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct OutageWatch {
     store: Arc<Store>,
     receivers: Arc<Receivers>,
     state: NoticesState,
@@ -32,14 +32,15 @@ pub(super) struct Watch {
     gap: Duration,
     outages: Outages,
     grain: Grain,
+    /// Whether webhooks may have changed since changes were last counted.
     have_changed: bool,
-    /// The logged causes for failing at each of the three tasks.
-    not_noted: Causes,
-    not_counted: Causes,
-    not_kept: Causes,
+    /// The logged causes why `update`, `count_unannounced` and `upkeep` failed.
+    update_causes: Causes,
+    count_causes: Causes,
+    upkeep_causes: Causes,
 }
 
-impl Watch {
+impl OutageWatch {
     pub(super) fn new(
         config: &Config,
         store: Arc<Store>,
@@ -56,33 +57,33 @@ impl Watch {
             outages: Outages::new(grain.grain),
             grain,
             have_changed: true,
-            not_noted: Causes::default(),
-            not_counted: Causes::default(),
-            not_kept: Causes::default(),
+            update_causes: Causes::default(),
+            count_causes: Causes::default(),
+            upkeep_causes: Causes::default(),
         }
     }
 
-    /// How often to look.
+    /// How often to update the table.
     pub(super) fn tick(&self) -> Duration {
         self.grain.tick
     }
 
-    /// Webhooks may have changed.
-    pub(super) fn has_heard(&mut self) {
+    /// Records that webhooks may have changed.
+    pub(super) fn note_changes(&mut self) {
         self.have_changed = true;
     }
 
-    /// Records what happened to receivers since the last look, and disables those that have failed for
-    /// too long. In this order: what is due by the table has been due at least since the last look, and
-    /// other notifiers have recorded their successes since.
-    pub(super) fn look(&mut self) {
-        let looked = self.look_once();
-        told(&mut self.not_noted, "conditions of webhooks not noted", looked);
+    /// Records successes, disables the webhooks that have failed for too long, and then records failures. In
+    /// this order, a webhook is disabled only if it was due by the table already at the previous update; since
+    /// then the other notifiers had time to record a success.
+    pub(super) fn update(&mut self) {
+        let updated = self.update_table();
+        report(&mut self.update_causes, "conditions of webhooks not recorded", updated);
     }
 
-    fn look_once(&mut self) -> Result<(), StoreError> {
+    fn update_table(&mut self) -> Result<(), StoreError> {
         if self.disable_after.is_some() {
-            self.store.note_rest(self.grain.tick)?;
+            self.store.record_rest(self.grain.tick)?;
         }
         let failing = self.store.failing_webhooks()?;
         let successes = self.receivers.successes(failing.iter().map(|(webhook, _)| *webhook));
@@ -90,14 +91,14 @@ impl Watch {
         let is_later = |(webhook, ago): &(Uuid, Duration)| since.get(webhook) > Some(ago);
         let successes: Vec<_> = successes.into_iter().filter(is_later).collect();
         if !successes.is_empty() {
-            self.store.note_successes(&successes)?;
+            self.store.record_successes(&successes)?;
         }
         self.disable()?;
         let (all, now) = self.receivers.outages();
         let due = self.outages.due(all, now);
         if !due.is_empty() {
             let failing: Vec<Failing> = due.iter().map(|one| failing_at(one, now)).collect();
-            self.store.note_failures(&failing, self.grain.most_before, self.gap)?;
+            self.store.record_failures(&failing, self.grain.most_before, self.gap)?;
             self.outages.note_written(&due, now);
         }
         Ok(())
@@ -114,7 +115,7 @@ impl Watch {
                 "webhook disabled webhook={webhook} reason={reason:?} failing_since={since}: its waiting \
                  deliveries are dropped; `webhooks enable {webhook}` enables it again"
             );
-            self.state.disabled(AutoDisabled::Failing);
+            self.state.count_disabled(AutoDisabled::Failing);
             self.receivers.forget(webhook);
             self.have_changed = true;
         }
@@ -126,49 +127,50 @@ impl Watch {
     }
 
     /// How many changes haven't been announced.
-    pub(super) fn count_untold(&mut self) -> Result<usize, ()> {
-        let counted = self.store.count_untold(self.have_changed);
+    pub(super) fn count_unannounced(&mut self) -> Result<usize, ()> {
+        let counted = self.store.count_unannounced(self.have_changed);
         if counted.is_ok() {
             self.have_changed = false;
         }
         let count = counted.as_ref().map_or(0, |count| usize::try_from(*count).unwrap_or(0));
         let is_known = counted.is_ok();
-        told(&mut self.not_counted, "changes of webhooks not told", counted.map(drop));
+        report(&mut self.count_causes, "changes of webhooks not announced", counted.map(drop));
         if is_known { Ok(count) } else { Err(()) }
     }
 
-    /// Forgets conditions that have ended, and reads what the status page shows.
+    /// Deletes the rows of ended conditions, and reads which disabled webhooks the status page shows.
     pub(super) fn upkeep(&mut self) {
-        let kept = self.store.forget_conditions().and_then(|()| self.store.disabled_lately());
-        let learned = kept.map(|lately| {
-            let of = lately.into_iter().map(|one| (one.webhook, one.reason));
-            self.state.set_disabled_lately(of.collect());
+        let recent = self.store.forget_conditions().and_then(|()| self.store.recently_disabled());
+        let done = recent.map(|recent| {
+            let of = recent.into_iter().map(|one| (one.webhook, one.reason));
+            self.state.set_recently_disabled(of.collect());
         });
-        told(&mut self.not_kept, "conditions of webhooks not kept", learned);
+        report(&mut self.upkeep_causes, "conditions of webhooks not cleaned up", done);
     }
 }
 
-/// Logs each cause once. An outage of PostgreSQL is logged elsewhere.
-fn told(causes: &mut Causes, what: &str, done: Result<(), StoreError>) {
+/// Logs each cause of a failure once, and its end. An outage of PostgreSQL is logged elsewhere.
+fn report(causes: &mut Causes, what: &str, done: Result<(), StoreError>) {
     match done {
         Ok(()) => {
             if causes.end().is_some() {
                 log::info!("resolved: {what}");
             }
         }
-        Err(error) if error.is_passing() => log::debug!("{what}: {error}"),
+        Err(error) if error.is_temporary() => log::debug!("{what}: {error}"),
         Err(error) => {
             let cause = error.to_string();
             if causes.is_news(&cause) {
                 log::warn!(
-                    "{what} cause={cause:?}: DISABLE_AFTER and the notices of webhooks.events wait for \
-                     that; deliveries go on"
+                    "{what} cause={cause:?}: until then DISABLE_AFTER and the notices of \
+                     webhooks.events wait; deliveries go on"
                 );
             }
         }
     }
 }
 
+/// The record of an outage, with its times as ages.
 fn failing_at((webhook, outage): &(Uuid, Outage), now: Moment) -> Failing {
     let ago = |at: Moment| now.saturating_sub(at);
     Failing {

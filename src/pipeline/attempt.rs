@@ -144,7 +144,7 @@ impl Pipeline {
         let id = webhook.id;
         match self.directory.disable(webhook, GONE) {
             Ok(true) => {
-                self.metrics.notices().disabled(AutoDisabled::Gone);
+                self.metrics.notices().count_disabled(AutoDisabled::Gone);
                 log::warn!(
                     "webhook disabled webhook={id} reason={GONE:?}: `webhooks enable {id}` enables it again"
                 );

@@ -10,7 +10,7 @@ use prometheus::IntCounter;
 
 use super::Tally;
 use crate::broker::{Confirmation, NotConfirmed};
-use crate::notices::UntoldDeath;
+use crate::notices::PendingDeath;
 use crate::shutdown::Shutdown;
 
 /// A published message, and what to count once it is confirmed.
@@ -22,7 +22,7 @@ pub(super) struct Promise {
     /// Whether it is a delivery that waits for its next attempt.
     pub(super) is_parked: bool,
     /// The notice to send once it is confirmed.
-    pub(super) death: Option<Box<UntoldDeath>>,
+    pub(super) death: Option<Box<PendingDeath>>,
 }
 
 /// The confirms that a message waits for before it may be acked.
@@ -95,7 +95,7 @@ impl Promises {
             tally.parked();
         }
         if let Some(death) = promise.death {
-            death.tell();
+            death.publish();
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Puts a snapshot into words: what is wrong, and what to do about it.
 //!
-//! Text in backticks is to be typed, or to be found in the log.
+//! Text in backticks is something to type, or to search for in the log.
 
 use serde::Serialize;
 
-use super::snapshot::{LaneNow, LaneState, Server, Snapshot};
+use super::snapshot::{LaneNow, LaneStatus, Server, Snapshot};
 
 mod instances;
 mod notices;
@@ -14,26 +14,26 @@ use instances::of_instances;
 use notices::{of_disabled, of_notices};
 use topology::{of_objects, of_orphaned};
 
-/// How many queues a sentence names; the rest is counted.
+/// How many queues a sentence names. The others are counted.
 const MOST_NAMED: usize = 3;
 
-/// How long changes of the table must have been missed before that is mentioned: longer than the
-/// directory takes to reconnect.
-const DEAF_SECONDS: f64 = 15.0;
+/// How long changes must not have been reported before that is mentioned: longer than the directory takes to
+/// reconnect.
+const NO_CHANGES_SECONDS: f64 = 15.0;
 
-/// How long nothing must have come from a nonempty queue before that is mentioned.
-const STILL_SECONDS: f64 = 60.0;
+/// How long no message must have come from a nonempty queue before that is mentioned.
+const STALLED_SECONDS: f64 = 60.0;
 
-/// Deliveries are late if half of them arrive this long after their event: a few retries take less.
+/// A queue's deliveries are late if half of them arrive this long after their event. A few retries take less.
 const LATE_SECONDS: f64 = 60.0;
 
-/// If this many events wait, it is more than a short peak.
+/// From this many waiting events on, the cause is more than a short peak.
 const MANY_EVENTS: i64 = 1_000;
 
-/// If this many receivers have an ailment at the same time, the cause is rarely theirs.
+/// If this many receivers fail or are slow at the same time, the cause is rarely theirs.
 const MANY_RECEIVERS: usize = 3;
 
-const ALARM_REMEDY: &str = "It continues by itself once RabbitMQ takes messages again. Is RabbitMQ short of \
+const ALARM_REMEDY: &str = "It continues by itself once RabbitMQ accepts messages again. Is RabbitMQ short of \
                             memory or disk? See `rabbitmq-diagnostics alarms`.";
 
 /// The overall state.
@@ -51,11 +51,11 @@ pub(super) enum Overall {
 /// A problem, or something worth knowing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Advice {
-    /// How bad it is. If it is only worth knowing, all is well.
+    /// How bad it is: `Well` if it is only worth knowing.
     pub(super) state: Overall,
-    /// What is wrong: a sentence.
+    /// What is wrong, as a sentence.
     pub(super) what: String,
-    /// What to do: sentences.
+    /// What to do, in sentences.
     pub(super) remedy: String,
 }
 
@@ -65,7 +65,7 @@ pub(super) fn of(snapshot: &Snapshot) -> (Overall, Vec<Advice>) {
     if snapshot.is_stopping {
         let what = "It is stopping.".to_owned();
         let remedy =
-            "Requests under way are finished, the rest goes back to RabbitMQ; nothing is lost.";
+            "Requests in flight are finished, the rest goes back to RabbitMQ; nothing is lost.";
         advice.push(Advice { state: Overall::Attention, what, remedy: remedy.to_owned() });
     } else {
         advice.extend(of_servers(snapshot));
@@ -73,7 +73,7 @@ pub(super) fn of(snapshot: &Snapshot) -> (Overall, Vec<Advice>) {
         advice.extend(of_egress(snapshot));
         advice.extend(of_refusals(snapshot));
         advice.extend(of_lanes(snapshot));
-        advice.extend(of_standing_still(snapshot));
+        advice.extend(of_stalled_lanes(snapshot));
         advice.extend(of_capacity(snapshot));
         advice.extend(of_lateness(snapshot));
     }
@@ -86,7 +86,7 @@ pub(super) fn of(snapshot: &Snapshot) -> (Overall, Vec<Advice>) {
     advice.extend(of_notices(snapshot));
     advice.extend(of_instances(snapshot));
     advice.extend(of_backlogs(snapshot));
-    // The sort is stable: what is equally bad stays in the order above.
+    // The sort is stable: problems that are equally bad keep the order above.
     advice.sort_by_key(|advice| std::cmp::Reverse(advice.state));
     let worst = advice.first().map_or(Overall::Well, |advice| advice.state);
     (worst, advice)
@@ -96,10 +96,10 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
     let mut advice = Vec::new();
     if is_away(snapshot.broker) {
         let lasted = span(snapshot.broker.lasted_seconds);
-        // The outage may affect each lane at a different moment.
-        let interrupted = snapshot.lanes.iter().filter(|lane| lane.state != LaneState::Consuming);
+        // Lanes notice the outage at different moments.
+        let interrupted = snapshot.lanes.iter().filter(|lane| lane.state != LaneStatus::Consuming);
         let effect = match interrupted.collect::<Vec<_>>().as_slice() {
-            [] => "the numbers of messages in queues are from before".to_owned(),
+            [] => "the numbers of messages in queues are outdated".to_owned(),
             lanes => not_consumed(snapshot, lanes),
         };
         advice.push(trouble(
@@ -110,10 +110,10 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
     }
     if is_away(snapshot.database) {
         let lasted = span(snapshot.database.lasted_seconds);
-        let interrupted = lanes_in(snapshot, LaneState::NoDatabase);
+        let interrupted = lanes_in(snapshot, LaneStatus::NoDatabase);
         let effect = match interrupted.as_slice() {
             [] if is_away(snapshot.broker) => String::new(),
-            [] => ": only events of known types are delivered".to_owned(),
+            [] => ": only events whose webhooks are cached are delivered".to_owned(),
             lanes => format!(": {}", not_consumed(snapshot, lanes)),
         };
         advice.push(match &snapshot.database_problem {
@@ -134,16 +134,15 @@ fn of_servers(snapshot: &Snapshot) -> Vec<Advice> {
     advice
 }
 
-/// RabbitMQ delivers messages but accepts none. Once a lane is interrupted by that, the lane's advice
-/// covers it.
+/// RabbitMQ delivers messages but accepts none. Once this interrupts a lane, [`of_lanes`] covers it.
 fn of_alarm(snapshot: &Snapshot) -> Option<Advice> {
-    let is_told = [LaneState::NoConfirms, LaneState::Starting]
+    let is_covered = [LaneStatus::NoConfirms, LaneStatus::Starting]
         .iter()
         .any(|state| !lanes_in(snapshot, *state).is_empty());
-    let hands_out = snapshot.broker.answers == Some(true);
-    (snapshot.broker_accepts == Some(false) && hands_out && !is_told).then(|| {
+    let delivers = snapshot.broker.answers == Some(true);
+    (snapshot.broker_accepts == Some(false) && delivers && !is_covered).then(|| {
         let what =
-            "RabbitMQ takes no messages: failed deliveries can't be put off, and hold up their lane.";
+            "RabbitMQ accepts no messages: failed deliveries can't be parked, and block their lane.";
         trouble(what.to_owned(), ALARM_REMEDY)
     })
 }
@@ -157,8 +156,8 @@ fn of_egress(snapshot: &Snapshot) -> Option<Advice> {
             span(egress.lasted_seconds),
             egress.problem
         ),
-        "Nothing is lost and no attempt is counted: deliveries wait for up to a minute and are tried \
-         again. Does the proxy run, and is EGRESS_PROXY right? `webhook-notifier check` tries it.",
+        "Nothing is lost and no attempt is counted: deliveries wait for up to a minute and are sent \
+         again. Is the proxy running, and is EGRESS_PROXY right? `webhook-notifier check` tests it.",
     ))
 }
 
@@ -174,11 +173,14 @@ fn of_refusals(snapshot: &Snapshot) -> Option<Advice> {
     let messages: usize = refusing.iter().map(|one| one.messages).sum();
     let wait = match messages {
         0 => String::new(),
-        _ => format!("; {} in hand for it", counted(messages as u64, "message is", "messages are")),
+        _ => {
+            let them = if refusing.len() == 1 { "it" } else { "them" };
+            format!("; {} for {them}", counted(messages as u64, "message waits", "messages wait"))
+        }
     };
     Some(trouble(
-        format!("{names} {verb} taken no messages for {}{wait}.", span(longest)),
-        "Nothing is lost; publishing to it is tried again every second or two. Does a policy limit its \
+        format!("{names} {verb} accepted no messages for {}{wait}.", span(longest)),
+        "Nothing is lost: publishing is repeated every second or two. Does a policy limit the queue's \
          length (`max-length`, see `rabbitmqctl list_policies`)? Does it have a leader (`rabbitmq-queues \
          quorum_status`)?",
     ))
@@ -191,25 +193,25 @@ fn of_lanes(snapshot: &Snapshot) -> Vec<Advice> {
     }
     let again = "It connects again by itself. A line `lane interrupted` in the log has the cause.";
     let rows = [
-        (LaneState::NoBroker, "There has been no connection to RabbitMQ", again),
-        (LaneState::NoDatabase, "PostgreSQL has not given what is needed", again),
-        (LaneState::NoConfirms, "RabbitMQ has confirmed no message", ALARM_REMEDY),
+        (LaneStatus::NoBroker, "There has been no connection to RabbitMQ", again),
+        (LaneStatus::NoDatabase, "PostgreSQL has not answered the lanes' queries", again),
+        (LaneStatus::NoConfirms, "RabbitMQ has confirmed no message", ALARM_REMEDY),
         (
-            LaneState::Starting,
+            LaneStatus::Starting,
             "It has been starting",
-            "This takes a second or two. If it does not end, `webhook-notifier check` says what is \
+            "A start takes a second or two. If it takes longer, `webhook-notifier check` says what is \
              missing.",
         ),
     ];
-    let of = |(state, cause, remedy): (LaneState, &str, &str)| {
-        if state == LaneState::NoDatabase && is_away(snapshot.database) {
+    let of = |(state, cause, remedy): (LaneStatus, &str, &str)| {
+        if state == LaneStatus::NoDatabase && is_away(snapshot.database) {
             return None;
         }
         let lanes = lanes_in(snapshot, state);
         let longest = lanes.iter().map(|lane| lane.lasted_seconds).reduce(f64::max)?;
         let effect = not_consumed(snapshot, &lanes);
         let what = format!("{cause} for {}: {effect}.", span(longest));
-        let is_early = state == LaneState::Starting;
+        let is_early = state == LaneStatus::Starting;
         let state = if is_early { Overall::Attention } else { Overall::Trouble };
         Some(Advice { state, what, remedy: remedy.to_owned() })
     };
@@ -217,23 +219,23 @@ fn of_lanes(snapshot: &Snapshot) -> Vec<Advice> {
 }
 
 /// A lane consumes and its queue isn't empty, but nothing arrives.
-fn of_standing_still(snapshot: &Snapshot) -> Option<Advice> {
-    let is_still = |lane: &&LaneNow| {
-        lane.state == LaneState::Consuming
+fn of_stalled_lanes(snapshot: &Snapshot) -> Option<Advice> {
+    let is_stalled = |lane: &&LaneNow| {
+        lane.state == LaneStatus::Consuming
             && lane.kind != "backlogs"
-            && lane.lasted_seconds >= STILL_SECONDS
+            && lane.lasted_seconds >= STALLED_SECONDS
             && lane.ready.is_some_and(|ready| ready > 0)
             && lane.rates.is_some_and(|rates| rates.received == 0.0)
     };
-    let lanes: Vec<&LaneNow> = snapshot.lanes.iter().filter(is_still).collect();
+    let lanes: Vec<&LaneNow> = snapshot.lanes.iter().filter(is_stalled).collect();
     let waiting: i64 = lanes.iter().filter_map(|lane| lane.ready).sum();
     let queues = names(lanes.iter().map(|lane| lane.queue.as_str()));
     (!lanes.is_empty()).then(|| {
         let messages = counted(waiting.unsigned_abs(), "message waits", "messages wait");
         trouble(
-            format!("{messages} in {queues}, and none has come for a minute."),
-            "Do other instances have unacked messages of them? If no instance gets any, restart, which \
-             is safe, and report this with the log: it should not happen.",
+            format!("{messages} in {queues}, and none has been received for a minute."),
+            "Do other instances hold unacked messages of these queues? If no instance receives any, \
+             restart the notifier, which is safe, and report this as a bug, with the log.",
         )
     })
 }
@@ -254,7 +256,7 @@ fn of_capacity(snapshot: &Snapshot) -> Option<Advice> {
             counted(waiting.unsigned_abs(), "event waits", "events wait")
         ),
         remedy: "Receivers answer more slowly than events arrive. A larger capacity (`QUEUES=name=N`) or \
-                 another instance helps; `webhook-notifier webhooks list` says who is slow."
+                 another instance helps; `webhook-notifier webhooks list` shows which receivers are slow."
             .to_owned(),
     })
 }
@@ -268,12 +270,12 @@ fn of_lateness(snapshot: &Snapshot) -> Option<Advice> {
     (!lanes.is_empty()).then(|| Advice {
         state: Overall::Attention,
         what: format!(
-            "Half of the deliveries of {} come over a minute late.",
+            "Half of the deliveries of {} arrive over a minute late.",
             names(lanes.iter().map(|lane| lane.queue.as_str()))
         ),
         remedy:
             "After an outage or a burst of events this ends by itself, once the queue is empty. \
-                 Otherwise events come faster than they are delivered: a larger capacity \
+                 Otherwise events arrive faster than they are delivered: a larger capacity \
                  (`QUEUES=name=N`) or another instance helps."
                 .to_owned(),
     })
@@ -300,13 +302,13 @@ fn of_backlogs(snapshot: &Snapshot) -> Option<Advice> {
 fn of_directory(snapshot: &Snapshot) -> Option<Advice> {
     let age = snapshot.directory_age_seconds;
     let known_cause = snapshot.is_stopping || snapshot.database.answers != Some(true);
-    (age >= DEAF_SECONDS && !known_cause).then(|| Advice {
+    (age >= NO_CHANGES_SECONDS && !known_cause).then(|| Advice {
         state: Overall::Attention,
         what: format!("Notifications of changes to the webhooks have failed for {}.", span(age)),
         remedy: "Each event asks PostgreSQL instead, which is slower but correct. A line `directory \
                  bypassed` in the log has the cause, and so has `webhook-notifier check`: perhaps \
-                 `webhook-notifier migrate` was not run after an upgrade, or a pooler in between lends \
-                 sessions for a transaction."
+                 `webhook-notifier migrate` was not run after an upgrade, or a pooler in between assigns \
+                 sessions per transaction."
             .to_owned(),
     })
 }
@@ -328,14 +330,14 @@ fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
     let mut advice = Vec::new();
     let are_many = ailing >= MANY_RECEIVERS && ailing * 4 >= known;
     if are_many {
-        let are = format!("{ailing} of {known} receivers fail, are slow or are down.");
+        let what = format!("{ailing} of {known} receivers fail, are slow or are down.");
         let state = if ailing * 2 > known { Overall::Trouble } else { Overall::Attention };
-        let remedy = "So many receivers rarely fail at once by chance. See the reasons of their failures \
+        let remedy = "So many receivers rarely fail at once by chance. See the reasons for their failures \
                       in the log: dns, timeout and refused point to the network on our side (firewall, \
                       resolver), tls to an outdated CA or a wrong clock, proxy to `EGRESS_PROXY`, \
                       rejected to `ALLOW_NETWORKS` or `DENY_NETWORKS`, status_4xx perhaps to a change in \
-                      a producer's events. Failed deliveries wait and are tried again.";
-        advice.push(Advice { state, what: are, remedy: remedy.to_owned() });
+                      a producer's events. Failed deliveries wait and are sent again.";
+        advice.push(Advice { state, what, remedy: remedy.to_owned() });
     }
     if broken > 0 {
         let down = counted(broken as u64, "receiver is down", "receivers are down");
@@ -343,9 +345,9 @@ fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
         advice.push(Advice {
             state: Overall::Attention,
             what: format!("{down}: {wait}."),
-            remedy: "Nothing to do: each is probed until it answers. If one won't come back, \
-                     `webhook-notifier webhooks disable ID` ends that, and drops the deliveries that \
-                     wait for it."
+            remedy: "Nothing to do: each is probed until it answers. If one will not come back, \
+                     `webhook-notifier webhooks disable ID` stops the probes, and drops the deliveries \
+                     that wait for it."
                 .to_owned(),
         });
     }
@@ -356,7 +358,7 @@ fn of_receivers(snapshot: &Snapshot) -> Vec<Advice> {
         advice.push(Advice {
             state: Overall::Well,
             what: format!("{fail}."),
-            remedy: "Nothing to do: failed deliveries are tried again, and other receivers don't wait for them."
+            remedy: "Nothing to do: failed deliveries are sent again, and other receivers don't wait for them."
                 .to_owned(),
         });
     }
@@ -371,10 +373,11 @@ fn is_away(server: Server) -> bool {
     server.answers == Some(false)
 }
 
-fn lanes_in(snapshot: &Snapshot, state: LaneState) -> Vec<&LaneNow> {
+fn lanes_in(snapshot: &Snapshot, state: LaneStatus) -> Vec<&LaneNow> {
     snapshot.lanes.iter().filter(|lane| lane.state == state).collect()
 }
 
+/// The sentence's part that says that these lanes aren't consumed.
 fn not_consumed(snapshot: &Snapshot, lanes: &[&LaneNow]) -> String {
     if lanes.len() == snapshot.lanes.len() {
         return "nothing is being consumed".to_owned();
@@ -384,7 +387,7 @@ fn not_consumed(snapshot: &Snapshot, lanes: &[&LaneNow]) -> String {
     format!("{names} {is} not being consumed")
 }
 
-/// The first names, and how many more there are.
+/// A list of the first names, and the number of the others.
 fn names<'a>(all: impl ExactSizeIterator<Item = &'a str>) -> String {
     let count = all.len();
     let mut names: Vec<String> = all.take(MOST_NAMED).map(str::to_owned).collect();
@@ -395,6 +398,7 @@ fn names<'a>(all: impl ExactSizeIterator<Item = &'a str>) -> String {
     if names.is_empty() { last } else { format!("{} and {last}", names.join(", ")) }
 }
 
+/// A count with its noun, in groups of three digits.
 fn counted(count: u64, one: &str, many: &str) -> String {
     let digits = count.to_string();
     let groups: Vec<&str> = digits

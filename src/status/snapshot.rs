@@ -1,4 +1,4 @@
-//! The content of /status.json. Times are in seconds and relative, so that only our clock matters.
+//! The content of /status.json. All times are durations in seconds, so that the browser's clock doesn't matter.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -30,44 +30,44 @@ pub struct Snapshot {
     /// The error with which PostgreSQL answers, if it answers with one.
     pub(super) database_problem: Option<String>,
     pub(super) directory_age_seconds: f64,
-    /// Whether RabbitMQ accepts messages; `None` while we start.
+    /// Whether RabbitMQ accepts messages; `None` while the process starts.
     pub(super) broker_accepts: Option<bool>,
     /// Why EGRESS_PROXY lets no requests through, and for how long.
     pub(super) egress_problem: Option<EgressNow>,
     /// Why notices can't be published, and for how long.
     pub(super) notices_problem: Option<NoticesNow>,
-    /// The instances that share the limits of webhooks, including this one, as host and port; empty
-    /// while they aren't known.
+    /// The instances that share the limits of webhooks, including this one, as host and port; empty while they
+    /// are unknown.
     pub(super) instances: Vec<String>,
-    /// Why they aren't known.
+    /// Why the instances are unknown.
     pub(super) instances_problem: Option<String>,
     /// Webhooks that were disabled within the last day because they failed for DISABLE_AFTER.
     pub(super) disabled_lately: Vec<DisabledNow>,
     /// The queues that accept none of our messages.
     pub(super) refusing: Vec<RefusingNow>,
-    /// The age of the numbers of messages; `None` before there are any.
+    /// The age of the numbers of messages; `None` before the first count.
     pub(super) depths_age_seconds: Option<f64>,
     pub(super) lanes: Vec<LaneNow>,
-    /// By delay, the shortest first.
+    /// The wait queues, the shortest delay first.
     pub(super) waiting: Vec<WaitQueueNow>,
-    /// Messages that no retry queue took, of all queues and all notifiers.
+    /// The messages in `webhooks.orphaned`, from the queues of all notifiers.
     pub(super) orphaned: Option<i64>,
-    /// Deliveries dropped because their webhook is gone, by reason.
+    /// Deliveries dropped because their webhook was deleted or disabled, by reason.
     pub(super) dropped: Counted,
-    /// How often since the start RabbitMQ didn't accept a message of ours into its queue.
+    /// How often RabbitMQ didn't accept a message of ours into a queue, since the start of the process.
     pub(super) refusals: u64,
     /// Queues, exchanges and bindings that are missing, can't be used, or were lost within an hour.
     pub(super) objects: Vec<ObjectNow>,
     pub(super) backlogs: BacklogsNow,
     pub(super) receivers: ReceiversNow,
-    /// The ages of the limits between the trends' steps: one more than steps.
+    /// The ages of the samples between which the trends' steps are: one more than there are steps.
     pub(super) sample_ages_seconds: Vec<f64>,
 }
 
-/// A server that we need.
+/// The state of a server that we need.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Server {
-    /// `None` before it was asked.
+    /// Whether it answers; `None` before it was asked.
     pub(super) answers: Option<bool>,
     pub(super) lasted_seconds: f64,
 }
@@ -97,7 +97,7 @@ pub(super) struct DisabledNow {
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct RefusingNow {
     pub(super) queue: String,
-    /// How many messages in hand wait for it.
+    /// How many messages wait for it.
     pub(super) messages: usize,
     pub(super) lasted_seconds: f64,
 }
@@ -109,42 +109,42 @@ pub(super) struct LaneNow {
     pub(super) origin: String,
     pub(super) kind: &'static str,
     pub(super) consumers: i64,
-    pub(super) state: LaneState,
+    pub(super) state: LaneStatus,
     pub(super) lasted_seconds: f64,
     pub(super) ready: Option<i64>,
-    /// Their growth per second; `None` before two counts.
+    /// The growth of `ready` per second; `None` before two counts.
     pub(super) growth_per_second: Option<f64>,
-    /// The time until none are left at the present pace; `None` unless they become fewer.
+    /// The time until none are left at the present rate; `None` unless they become fewer.
     pub(super) empty_in_seconds: Option<f64>,
-    /// Dead letters. They include those of the queue's retries, so only its first lane has them.
+    /// The queue's dead letters, including those of its retries. Only its first lane has this number.
     pub(super) dead: Option<i64>,
     pub(super) in_flight: i64,
-    /// The most requests that may be under way, and how many are. They include the queue's retries, so
-    /// only its first lane has them.
+    /// The queue's maximum number of requests in flight, including those of its retries and backlogs, and how
+    /// many are. Only its first lane has these numbers.
     pub(super) capacity: Option<usize>,
     pub(super) in_use: Option<usize>,
     pub(super) received: u64,
     pub(super) delivered: u64,
     pub(super) failed: u64,
-    /// Deliveries that got no attempt when they came, by reason.
+    /// Deliveries that were not attempted when they arrived, by reason.
     pub(super) held: Counted,
     /// Dead letters, by reason.
     pub(super) died: Counted,
-    /// Over the last minute; `None` in the first seconds of the process.
+    /// The rates of the last minute; `None` in the first seconds of the process.
     pub(super) rates: Option<Rates>,
-    /// Over the period of the trend, like the next.
+    /// Quantiles of the lag, over the period of the trend.
     pub(super) lag_p50: Option<Quantile>,
     pub(super) lag_p99: Option<Quantile>,
-    /// Of the queue with its retries and backlogs, so only its first lane has it. So is the next.
+    /// The same for the queue with its retries and backlogs. Only its first lane has these.
     pub(super) queue_lag_p50: Option<Quantile>,
     pub(super) queue_lag_p99: Option<Quantile>,
     pub(super) trend: Trend,
 }
 
-/// Whether a lane consumes, and if not, what it lacks.
+/// Whether a lane consumes, and if not, what is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum LaneState {
+pub(super) enum LaneStatus {
     Starting,
     Consuming,
     NoBroker,
@@ -152,7 +152,7 @@ pub(super) enum LaneState {
     NoDatabase,
 }
 
-/// Per second.
+/// Rates per second.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Rates {
     pub(super) received: f64,
@@ -160,7 +160,7 @@ pub(super) struct Rates {
     pub(super) failed: f64,
 }
 
-/// The bound of a quantile, in seconds.
+/// A quantile, by a bound in seconds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Quantile {
     seconds: f64,
@@ -175,7 +175,7 @@ pub(super) struct Trend {
     pub(super) failed: Vec<u64>,
 }
 
-/// Deliveries that wait for one delay, of all queues, whichever instance parked them.
+/// The deliveries that wait for one delay, of all queues and all instances.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct WaitQueueNow {
     pub(super) delay: String,
@@ -200,9 +200,9 @@ pub(super) struct ObjectNow {
     pub(super) messages: u32,
 }
 
-/// The backlogs that hold something: how many, of how many webhooks, and how many of these match the
-/// search (or all, without one). Listed are the backlogs of the webhooks with most deliveries waiting,
-/// and of the listed receivers.
+/// The backlogs that aren't empty: how many there are (`filled`), how many webhooks they belong to, and how many
+/// of these webhooks match the search (without one, all). The list has the backlogs of the webhooks with the most
+/// waiting deliveries, and those of the listed receivers.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct BacklogsNow {
     pub(super) filled: usize,
@@ -222,18 +222,18 @@ pub(super) struct BacklogNow {
     pub(super) place: Option<String>,
     pub(super) waiting: u32,
     pub(super) lasted_seconds: f64,
-    /// By the label in /metrics.
+    /// Why they wait: the label in /metrics.
     pub(super) cause: String,
     /// The earliest time of the next attempt; `None` if it isn't known.
     pub(super) next_in_seconds: Option<f64>,
     /// Its growth per second; `None` before two counts.
     pub(super) growth_per_second: Option<f64>,
-    /// The time until it is empty at the present pace; `None` unless it shrinks.
+    /// The time until it is empty at the present rate; `None` unless it shrinks.
     pub(super) empty_in_seconds: Option<f64>,
     pub(super) trend: BacklogTrend,
 }
 
-/// How many waited at each time, oldest first.
+/// How many deliveries waited at each time, oldest first.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct BacklogTrend {
     pub(super) ages_seconds: Vec<f64>,
@@ -250,38 +250,39 @@ impl BacklogTrend {
     }
 }
 
-/// The receivers that are remembered: how many, how many of them have an ailment, how many match the
-/// search (or have an ailment, without one), and the worst of these.
+/// The receivers that this process remembers: how many there are (`known`), how many fail or are slow (`ailing`),
+/// how many have an open circuit breaker (`broken`), and how many match the search (without one, those that are
+/// ailing). The list has the worst of the latter.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct ReceiversNow {
     pub(super) known: usize,
     pub(super) ailing: usize,
     pub(super) broken: usize,
     pub(super) matching: usize,
-    pub(super) listed: Vec<Ailing>,
+    pub(super) listed: Vec<ReceiverNow>,
 }
 
 /// One of these receivers.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Ailing {
+pub(super) struct ReceiverNow {
     pub(super) webhook: Uuid,
     /// The webhook's account, if it is known.
     pub(super) account: Option<String>,
     /// The host and path of its URL, if they are known.
     pub(super) place: Option<String>,
-    /// `well` and `unproven` (it hasn't answered yet) stand for no ailment.
+    /// With `well` and `unproven` (it hasn't answered yet), nothing is wrong.
     pub(super) condition: &'static str,
-    /// In a row.
+    /// How many attempts in a row have failed.
     pub(super) failures: u32,
     /// The last failure's label in /metrics.
     pub(super) reason: Option<&'static str>,
     /// The status of the last answer, if that was the failure.
     pub(super) status: Option<u16>,
-    /// How long something has been wrong.
+    /// For how long something has been wrong.
     pub(super) lasted_seconds: Option<f64>,
-    /// Whether a probe is under way.
+    /// Whether a probe is in flight.
     pub(super) is_probed: bool,
-    /// How long it gets nothing; `None` if it gets the next delivery.
+    /// How long it gets no request; `None` if it gets the next delivery at once.
     pub(super) next_in_seconds: Option<f64>,
 }
 
@@ -306,7 +307,7 @@ pub(super) fn seconds(duration: Duration) -> f64 {
     rounded(duration.as_secs_f64())
 }
 
-/// Rounded to a thousandth: more digits mean nothing.
+/// A number rounded to three decimals.
 pub(super) fn rounded(number: f64) -> f64 {
     (number * 1_000.0).round() / 1_000.0
 }

@@ -1,4 +1,4 @@
-//! The table of backlogs: which exist, since when and why, and whether one is being removed.
+//! The table of backlogs: which backlogs exist, since when and why, and which are being removed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,49 +11,49 @@ use uuid::Uuid;
 use super::{Parameter, Store, StoreError, bounded_by_timeout, connect, explain, no_answer};
 use crate::domain::time::{UnixMillis, from_unix_millis, to_unix_millis};
 
-/// How many rows are read: several times as many as notifiers create.
+/// How many rows are read at most: several times as many as notifiers create.
 const MOST_ROWS: i64 = 10_000;
 
-/// Checks that the table exists and may be read.
-pub(super) const LOOK: &str = "SELECT webhook_id FROM backlogs LIMIT 0";
+/// Fails if the table doesn't exist or may not be read.
+pub(super) const PROBE: &str = "SELECT webhook_id FROM backlogs LIMIT 0";
 
 /// The latest time that is written, in milliseconds since 1970: the end of the year 9999, which every
 /// calendar can print.
 const LAST_MILLIS: UnixMillis = 253_402_300_799_000;
 
-/// Begins the removal of a backlog. Other statements hold the lock for some milliseconds, so three
-/// seconds are enough, and less than a statement may take. Whoever holds the row's lock is deleting a
-/// queue, which takes at most seconds; from a client that is gone, the server takes the lock back.
+/// Begins the removal of a backlog. Other statements hold the row's lock for some milliseconds, so three
+/// seconds are enough, and less than a statement may take. The removal holds the lock while it deletes
+/// the queue, which takes seconds at most. If the client is gone, the server releases the lock.
 const BEGIN_REMOVAL: &str = "BEGIN; SET LOCAL lock_timeout = '3s';
      SET LOCAL idle_in_transaction_session_timeout = '1min'";
 
-/// A backlog as in the table.
+/// A row of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BacklogRow {
     /// The queue that its events were published to.
     pub queue: String,
     /// The webhook whose deliveries wait.
     pub webhook: Uuid,
-    /// Since when they wait. Never in the future.
+    /// Since when deliveries have waited in it. Never in the future.
     pub since: SystemTime,
-    /// Why, as its owner recorded it.
+    /// Why they wait, as the instance that consumes it recorded it.
     pub cause: String,
-    /// The receiver's class, as its owner recorded it.
+    /// The receiver's class, as the same instance recorded it.
     pub class: String,
-    /// How long they wait at least, if that is known.
+    /// The earliest end of the wait, if it is known.
     pub until: Option<SystemTime>,
-    /// Whether its queue is about to be deleted, unless it is opened again.
+    /// Whether its queue is about to be deleted, unless the backlog is opened again.
     pub is_closing: bool,
 }
 
-/// Whether a webhook gets its events.
+/// Whether a webhook gets its events now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// It does.
     Enabled,
-    /// They wait until it is resumed.
+    /// Its events wait until it is resumed.
     Paused,
-    /// It gets none. It may be paused too.
+    /// It gets no events. It may be paused too.
     Disabled,
 }
 
@@ -75,7 +75,7 @@ impl Store {
     /// [`StoreError`].
     pub fn backlogs(&self) -> Result<Vec<BacklogRow>, StoreError> {
         self.query(|client| {
-            // Anybody may have written them: texts are cut, and times limited to what a number can
+            // Anybody may have written the rows: texts are cut, and times limited to what a number can
             // express. (The broker's names have at most 255 bytes.)
             let rows = client.query_typed(
                 "SELECT left(queue, 255) AS queue, webhook_id,
@@ -93,13 +93,12 @@ impl Store {
         })
     }
 
-    /// Records a backlog before its queue is declared, or reopens one that is closing. If its queue is
-    /// just being deleted, this waits until that is done, for as long as a statement may take, and holds
-    /// a connection of the pool. A backlog that is open already keeps its `since`, and nobody is
-    /// notified.
+    /// Records a backlog before its queue is declared, or reopens one that is closing. While its queue is
+    /// being deleted, this waits, for as long as a statement may take, and holds a connection of the
+    /// pool. If the backlog is open already, it keeps its `since`, and nobody is notified.
     ///
     /// # Errors
-    /// [`StoreError`]; a queue created then would be unknown to the others.
+    /// [`StoreError`]. If its queue were created then, the other instances would not know of it.
     pub fn open_backlog(
         &self,
         queue: &str,
@@ -115,7 +114,7 @@ impl Store {
                 (&cause, Type::TEXT),
                 (&class, Type::TEXT),
             ];
-            // This first, because it notifies nobody: an INSERT would, even if it inserts nothing.
+            // The UPDATE comes first because it notifies nobody. An INSERT notifies even if it inserts nothing.
             let open = client.execute_typed(
                 "UPDATE backlogs SET cause = $3, class = $4,
                      until = CASE WHEN cause = $3 THEN until END
@@ -125,7 +124,7 @@ impl Store {
             if open > 0 {
                 return Ok(());
             }
-            // On the right, the columns of `backlogs` have their old values.
+            // On the right of SET, the columns of `backlogs` have their old values.
             let opened = client.execute_typed(
                 "INSERT INTO backlogs (queue, webhook_id, cause, class) VALUES ($1, $2, $3, $4)
                  ON CONFLICT (queue, webhook_id) DO UPDATE
@@ -171,7 +170,8 @@ impl Store {
         })
     }
 
-    /// Records that a backlog's deliveries wait since now, because it was empty before. Notifies nobody.
+    /// Records that a backlog's deliveries have waited only since now, because it was empty before.
+    /// Notifies nobody.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -202,8 +202,9 @@ impl Store {
         })
     }
 
-    /// Deletes the row of a closing backlog together with its queue: opening it meanwhile waits until
-    /// both are gone. False if it isn't closing any more; then nothing is done. Uses its own connection.
+    /// Deletes the row of a closing backlog together with its queue. An instance that opens the backlog
+    /// meanwhile waits until both are gone. Returns false, and does nothing, if the backlog is no longer
+    /// closing. Uses its own connection.
     ///
     /// `delete_queue` has to end within seconds. After a minute, or if the connection breaks, the lock
     /// is released, and others may use the queue that is about to be deleted.
@@ -233,7 +234,7 @@ impl Store {
         let (client, is_closing) =
             begun.unwrap_or_else(|| Err(no_answer(self.place()))).map_err(RemoveError::Store)?;
         if !is_closing {
-            // It doesn't matter how this ends.
+            // If this fails, the end of the connection rolls back too.
             let _ = self.end(client, "ROLLBACK");
             return Ok(false);
         }
@@ -266,7 +267,7 @@ impl Store {
         })
     }
 
-    /// Whether these webhooks get their events. Those that are missing in the answer are deleted.
+    /// Whether these webhooks get their events. Deleted ones are missing in the result.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -305,7 +306,7 @@ fn backlog(row: &Row) -> Result<BacklogRow, postgres::Error> {
     })
 }
 
-/// Any time, limited to the calendar.
+/// A time that every calendar can print.
 fn millis(time: SystemTime) -> UnixMillis {
     to_unix_millis(time).min(LAST_MILLIS)
 }

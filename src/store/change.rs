@@ -8,14 +8,14 @@ use postgres::types::Type;
 use crate::domain::secret::Secret;
 use crate::domain::settings::Column;
 
-/// A parameter that can be sent to another thread.
+/// A statement's parameter that can be sent to another thread, and its type.
 pub(super) type Owned = (Box<dyn postgres::types::ToSql + Sync + Send>, Type);
 
 /// The new value of one column of a webhook.
 pub struct ColumnChange {
     /// The column.
     pub(super) column: &'static str,
-    /// As PostgreSQL reads it; `None` for NULL. It may be a secret, so it isn't printed.
+    /// The value in a form that PostgreSQL parses; `None` for NULL. It may be a secret, so `Debug` omits it.
     value: Owned,
     /// The column's type.
     kind: &'static str,
@@ -28,7 +28,7 @@ impl fmt::Debug for ColumnChange {
 }
 
 impl ColumnChange {
-    /// Sets the setting in this column; `None` removes it.
+    /// Sets the value of a setting's column; `None` removes the setting.
     #[must_use]
     pub fn new(column: Column, value: Option<&Secret>) -> Self {
         let kind = match column {
@@ -54,27 +54,26 @@ impl ColumnChange {
         Self { column: "events", value, kind: "text[]" }
     }
 
-    /// Adds the value to the parameters of a statement, and returns the placeholder with the column's
-    /// type.
-    pub(super) fn joining(self, parameters: &mut Vec<Owned>) -> String {
+    /// Appends the value to a statement's parameters, and returns its placeholder with the column's type.
+    pub(super) fn push_to(self, parameters: &mut Vec<Owned>) -> String {
         parameters.push(self.value);
         format!("${}::{}", parameters.len(), self.kind)
     }
 }
 
-/// A webhook's new secret, and how long the old one continues to sign too.
+/// A webhook's new secret, and the time during which the old one signs as well.
 #[derive(Debug)]
 pub struct NewSecret {
-    /// The caller has checked it.
+    /// The new secret; the caller has checked it.
     pub secret: Secret,
-    /// Zero ends the old one at once.
+    /// How long the old secret continues to sign; with zero it ends at once.
     pub keep: Duration,
 }
 
 impl NewSecret {
-    /// Adds both parameters of a statement, and returns its assignments. Setting the same secret again
-    /// changes nothing: the previous secret stays.
-    pub(super) fn joining(self, parameters: &mut Vec<Owned>) -> String {
+    /// Appends its two values to a statement's parameters, and returns the assignments. Setting the same
+    /// secret again changes nothing: the previous secret stays.
+    pub(super) fn push_to(self, parameters: &mut Vec<Owned>) -> String {
         let first = parameters.len() + 1;
         let (secret, keep) = (format!("${first}"), format!("${}", first + 1));
         parameters.push((Box::new(self.secret.expose().to_owned()), Type::TEXT));

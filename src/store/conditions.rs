@@ -1,5 +1,5 @@
-//! The table of conditions: since when webhooks have been failing, and which changes have been
-//! announced.
+//! The table `webhook_conditions`: since when webhooks have been failing, and which changes of webhooks
+//! have been announced.
 
 use std::time::Duration;
 
@@ -7,51 +7,52 @@ use postgres::Row;
 use postgres::types::Type;
 use uuid::Uuid;
 
+use super::time::unix_millis;
 use super::{Store, StoreError};
 use crate::domain::notice::NO_SUCCESS;
 use crate::domain::time::UnixMillis;
 
-mod untold;
+mod unannounced;
 
-pub use untold::{Happening, Untold};
+pub use unannounced::{Unannounced, WebhookChange};
 
-/// How many rows are read: more failing webhooks than a process remembers receivers.
+/// How many rows are read at most: more than a process remembers receivers.
 const MOST_ROWS: i64 = 20_000;
 
-/// The most recently disabled webhooks that are reported.
-const MOST_LATELY: i64 = 20;
+/// How many of the most recently disabled webhooks are reported.
+const MOST_RECENT: i64 = 20;
 
-/// How long a row is kept for a webhook that gets no more events.
+/// How long the row of a webhook without new events is kept.
 const KEPT_FOR: &str = "interval '30 days'";
 
-/// Whether a webhook is failing: there was a failure after its last success.
-const FAILS: &str = "c.failed_at > coalesce(c.succeeded_at, '-infinity')";
+/// Whether a webhook is failing: its last failure is later than its last success.
+const IS_FAILING: &str = "c.failed_at > coalesce(c.succeeded_at, '-infinity')";
 
-/// An outage, with its times as durations before now, so that only PostgreSQL's clock matters.
+/// An outage of a webhook's receiver. Its times are ages, so that only PostgreSQL's clock matters.
 #[derive(Clone, Copy, Debug)]
 pub struct Failing {
     /// The webhook.
     pub webhook: Uuid,
-    /// When it began.
+    /// How long ago it began.
     pub since: Duration,
-    /// When the last failure came.
+    /// How long ago the last attempt failed.
     pub failed: Duration,
-    /// When its circuit breaker opened, if it is open.
+    /// How long ago its circuit breaker opened, if it is open.
     pub opened: Option<Duration>,
 }
 
-/// A webhook that was disabled because it failed for too long.
+/// A webhook that was recently disabled because it failed for too long.
 #[derive(Clone, Debug)]
-pub struct DisabledLately {
+pub struct RecentlyDisabled {
     /// The webhook.
     pub webhook: Uuid,
-    /// The reason: begins with [`NO_SUCCESS`].
+    /// The recorded reason, which begins with [`NO_SUCCESS`].
     pub reason: String,
 }
 
 impl Store {
-    /// The webhooks that are failing, or were announced as failing, as far as all notifiers know, and
-    /// how long ago the outage began or its end was last observed.
+    /// The webhooks that are failing or were announced as failing, by the records of all notifiers. With
+    /// each comes the age of its latest record: the outage's beginning, a success, or a rest.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -60,7 +61,7 @@ impl Store {
             "SELECT webhook_id, extract(epoch FROM now() -
                  coalesce(greatest(failing_since, succeeded_at, rested_at), told_failing_at))::float8 AS ago
              FROM webhook_conditions AS c
-             WHERE {FAILS} OR told_failing_at IS NOT NULL LIMIT {MOST_ROWS}"
+             WHERE {IS_FAILING} OR told_failing_at IS NOT NULL LIMIT {MOST_ROWS}"
         );
         self.query(move |client| {
             let rows = client.query_typed(&asked, &[])?;
@@ -72,11 +73,11 @@ impl Store {
         })
     }
 
-    /// Records the last success of each of these webhooks, as the time since then.
+    /// Records the last success of each of these webhooks, given by its age.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn note_successes(&self, successes: &[(Uuid, Duration)]) -> Result<(), StoreError> {
+    pub fn record_successes(&self, successes: &[(Uuid, Duration)]) -> Result<(), StoreError> {
         let (ids, ago): (Vec<Uuid>, Vec<f64>) =
             successes.iter().map(|(webhook, ago)| (*webhook, ago.as_secs_f64())).unzip();
         self.query(move |client| {
@@ -93,12 +94,12 @@ impl Store {
         .map(drop)
     }
 
-    /// Records the webhooks that are paused or disabled now, each at most once per interval. An operator
-    /// has dealt with them, so earlier failures no longer count, whether they were announced or not.
+    /// Records which webhooks are paused or disabled now, each at most once per interval. An operator has
+    /// taken care of them, so their earlier failures no longer count, announced or not.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn note_rest(&self, interval: Duration) -> Result<(), StoreError> {
+    pub fn record_rest(&self, interval: Duration) -> Result<(), StoreError> {
         let interval = interval.as_secs_f64();
         self.query(move |client| {
             client.execute_typed(
@@ -117,12 +118,13 @@ impl Store {
         .map(drop)
     }
 
-    /// Records failing webhooks. An outage that is new in the table began at most `most_before` ago. If
-    /// nothing was attempted for longer than `gap`, an outage begins anew.
+    /// Records failing webhooks. If an outage is new in the table, its recorded beginning is at most
+    /// `most_before` earlier than its last failure. If nothing was attempted for longer than `gap`, a new
+    /// outage begins.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn note_failures(
+    pub fn record_failures(
         &self,
         failing: &[Failing],
         most_before: Duration,
@@ -142,17 +144,17 @@ impl Store {
              FROM unnest($1, $2, $3, $4) AS f (id, since, failed, opened)
              WHERE EXISTS (SELECT 1 FROM webhooks AS w
                            WHERE w.id = f.id AND w.disabled_at IS NULL AND w.paused_at IS NULL)
-             -- In one order, so that no two notifiers wait for each other.
+             -- All notifiers lock the rows in the same order, so they can't deadlock.
              ORDER BY f.id
              ON CONFLICT (webhook_id) DO UPDATE SET
                  failing_since = CASE
-                     WHEN c.failing_since IS NULL OR NOT coalesce({FAILS}, false)
+                     WHEN c.failing_since IS NULL OR NOT coalesce({IS_FAILING}, false)
                          THEN greatest(excluded.failing_since, c.rested_at)
                      WHEN excluded.failed_at > c.failed_at + make_interval(secs => $6)
                          THEN excluded.failed_at
                      ELSE c.failing_since END,
                  open_since = CASE
-                     WHEN c.failing_since IS NULL OR NOT coalesce({FAILS}, false)
+                     WHEN c.failing_since IS NULL OR NOT coalesce({IS_FAILING}, false)
                          THEN excluded.open_since
                      ELSE coalesce(c.open_since, excluded.open_since) END,
                  failed_at = greatest(c.failed_at, excluded.failed_at)
@@ -174,7 +176,7 @@ impl Store {
         .map(drop)
     }
 
-    /// Disables the webhooks that failed for at least `after`, from the first failure to the last, for
+    /// Disables the webhooks whose last failure is at least `after` later than the first one, and records
     /// this reason. Returns these webhooks, and since when each had been failing.
     ///
     /// # Errors
@@ -187,16 +189,16 @@ impl Store {
         let (after, reason) = (after.as_secs_f64(), reason.to_owned());
         const DUE: &str = "c.failed_at - greatest(c.failing_since, c.succeeded_at, c.rested_at)
              >= make_interval(secs => $1)";
-        // Even an UPDATE without rows notifies every notifier, which then forgets its directory.
-        let look = format!(
+        // An UPDATE notifies all notifiers even if it changes no row, and each then clears its directory.
+        let is_any_due = format!(
             "SELECT 1 FROM webhook_conditions AS c JOIN webhooks AS w ON w.id = c.webhook_id
-             WHERE {FAILS} AND {DUE} AND w.disabled_at IS NULL AND w.paused_at IS NULL LIMIT 1"
+             WHERE {IS_FAILING} AND {DUE} AND w.disabled_at IS NULL AND w.paused_at IS NULL LIMIT 1"
         );
         let statement = format!(
             "WITH due AS (
                  SELECT c.webhook_id, greatest(c.failing_since, c.succeeded_at, c.rested_at) AS since
                  FROM webhook_conditions AS c
-                 WHERE {FAILS} AND {DUE} FOR UPDATE SKIP LOCKED
+                 WHERE {IS_FAILING} AND {DUE} FOR UPDATE SKIP LOCKED
              ), disabled AS (
                  UPDATE webhooks AS w SET disabled_at = now(), disabled_reason = $2
                  FROM due
@@ -208,10 +210,10 @@ impl Store {
                  WHERE c.webhook_id IN (SELECT id FROM disabled)
              )
              SELECT id, {} AS since FROM disabled",
-            millis("since")
+            unix_millis("since")
         );
         self.query(move |client| {
-            if client.query_typed(&look, &[(&after, Type::FLOAT8)])?.is_empty() {
+            if client.query_typed(&is_any_due, &[(&after, Type::FLOAT8)])?.is_empty() {
                 return Ok(Vec::new());
             }
             let rows =
@@ -220,7 +222,7 @@ impl Store {
         })
     }
 
-    /// Deletes the rows of webhooks that recovered or no longer exist.
+    /// Deletes the rows of webhooks that have recovered or no longer exist.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -231,7 +233,7 @@ impl Store {
                      c.told_disabled OR c.told_paused OR c.told_failing_at IS NOT NULL
                      OR w.disabled_at IS NOT NULL OR w.paused_at IS NOT NULL
                      OR c.rested_at > now() - {KEPT_FOR}
-                     OR coalesce({FAILS} AND c.failed_at > now() - {KEPT_FOR}, false)))"
+                     OR coalesce({IS_FAILING} AND c.failed_at > now() - {KEPT_FOR}, false)))"
         );
         self.query(move |client| client.execute_typed(&statement, &[])).map(drop)
     }
@@ -240,7 +242,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn disabled_lately(&self) -> Result<Vec<DisabledLately>, StoreError> {
+    pub fn recently_disabled(&self) -> Result<Vec<RecentlyDisabled>, StoreError> {
         self.query(|client| {
             let rows = client.query_typed(
                 "SELECT id, left(disabled_reason, 200) AS reason FROM webhooks
@@ -248,29 +250,22 @@ impl Store {
                      AND disabled_at > now() - interval '1 day'
                      AND starts_with(disabled_reason, $1)
                  ORDER BY disabled_at DESC, id LIMIT $2",
-                &[(&NO_SUCCESS, Type::TEXT), (&MOST_LATELY, Type::INT8)],
+                &[(&NO_SUCCESS, Type::TEXT), (&MOST_RECENT, Type::INT8)],
             )?;
             let read = |row: &Row| {
-                Ok(DisabledLately { webhook: row.try_get("id")?, reason: row.try_get("reason")? })
+                Ok(RecentlyDisabled { webhook: row.try_get("id")?, reason: row.try_get("reason")? })
             };
             rows.iter().map(read).collect()
         })
     }
 }
 
-/// A time as milliseconds since 1970, limited to the calendar.
-fn millis(time: &str) -> String {
-    format!(
-        "CASE WHEN {time} IS NOT NULL THEN
-             (extract(epoch FROM least(greatest({time}, 'epoch'), '9999-12-31')) * 1000)::bigint END"
-    )
-}
-
 fn seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default()
 }
 
-/// What `run` does with the table, applied to no row, for [`Store::unable`].
-pub(super) const WORK: &str = "INSERT INTO webhook_conditions (webhook_id)
+/// The statements of `run` on this table, so written that they affect no row: for
+/// [`Store::missing_rights`].
+pub(super) const STATEMENTS: &str = "INSERT INTO webhook_conditions (webhook_id)
      SELECT NULL::uuid WHERE false ON CONFLICT (webhook_id) DO UPDATE SET failed_at = now();
      DELETE FROM webhook_conditions WHERE false";

@@ -1,10 +1,9 @@
-//! Opens connections to PostgreSQL without ever hanging.
+//! Opens connections to PostgreSQL within time limits.
 //!
-//! The client's `connect_timeout` only covers TCP's handshake. A server that is frozen after that, or a
-//! dead network, would block the connecting thread forever, and keep the client from trying the next
-//! host of DATABASE_URL. So each address of each host is tried separately: first our own socket asks a
-//! question that every server answers, then the whole handshake runs in its own thread within a time
-//! limit.
+//! The client's `connect_timeout` only covers TCP's handshake. If the server freezes or the network fails after
+//! that, the client would block the connecting thread forever, and never try the next host of DATABASE_URL.
+//! So each address of each host is tried separately. First a socket of our own sends a question that every
+//! server answers; then the whole handshake runs in its own thread, within a time limit.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -23,124 +22,78 @@ use uuid::Uuid;
 use super::StoreError;
 use crate::tls::Tls;
 
-/// "Do you speak TLS?" (SSLRequest, in "Message Formats" of PostgreSQL's documentation): a length of 8
-/// and a code. The answer is one byte, after which a client may disconnect.
+mod errors;
+
+pub(super) use errors::ConnectError;
+use errors::{combined, more_informative, unreachable};
+
+/// The question whether the server speaks TLS (SSLRequest, in "Message Formats" of PostgreSQL's
+/// documentation): a length of 8 and a code. The answer is one byte, after which a client may disconnect.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// How long the answer may take. The postmaster forks a process for it, which takes milliseconds, on a
-/// busy machine perhaps a second.
+/// How long the answer may take. The server forks a process for it, which takes milliseconds, or perhaps a
+/// second on a busy machine.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a whole handshake may take after that question was answered: for the login, both sides hash
-/// some thousands of times. Less than a query may take.
+/// How long a whole handshake may take after that answer: both sides hash thousands of times for the login.
+/// This is less than a query may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How many handshakes may hang at a time. The client can't abandon one: each holds its thread until its
-/// connection ends, which keep-alives ensure if the server's machine is gone.
-const MOST_HANGING: usize = 16;
+/// How many handshakes may be in progress at a time. The client can't cancel one: if it hangs, it holds its
+/// thread until the connection ends. Keep-alives end it if the server's machine is gone.
+const MOST_HANDSHAKES: usize = 16;
 
 /// The default of PostgreSQL's client too.
 const DEFAULT_PORT: u16 = 5432;
 
-/// Opens connections, for the pool and besides it. Cheap to clone.
+/// Opens connections, for the pool and outside of it. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Connector {
-    /// Without a host and without our `options`.
+    /// The configuration without hosts and without our `options`.
     config: Config,
-    ours: Arc<Ours>,
+    inner: Arc<Inner>,
 }
 
-/// Shared by all connectors of a process.
-struct Ours {
+/// The part that a connector and its clones share.
+struct Inner {
     hosts: Vec<(Host, u16)>,
     /// The addresses in DATABASE_URL, if it has any: one per host.
     addresses: Vec<std::net::IpAddr>,
     tls: MakeRustlsConnect,
-    /// Where PostgreSQL is, for people.
+    /// Where PostgreSQL is, for messages.
     place: Arc<str>,
     /// The `options` of DATABASE_URL, if it has any.
     asked_options: Option<String>,
     /// The options that we add.
     options: String,
-    /// Whether the other side refuses `options`, as PgBouncer does. Without ours everything works,
-    /// except for the limits at the server.
+    /// Whether the server side refuses `options`, as PgBouncer does. Without our options everything works,
+    /// only without the server's time limit and with its own plans.
     refuses_options: AtomicBool,
-    /// The host that was last reached is tried first. So all connections lead to the same server, and a
-    /// silent host costs time only once.
+    /// The index of the last host that was reached, which is tried first. So all connections lead to the same
+    /// server, and a silent host costs time only once.
     last: AtomicUsize,
-    hanging: Arc<AtomicUsize>,
-    /// When and why the last attempt failed, if it did: the pool only provides the message.
+    /// How many handshakes are in progress.
+    handshakes: Arc<AtomicUsize>,
+    /// When and why the last attempt failed, if it did: the pool only passes its message on.
     failure: Mutex<Option<(Instant, StoreError)>>,
     manager: PostgresConnectionManager<MakeRustlsConnect>,
-}
-
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
-    #[error("{address}: {cause}")]
-    Unreachable { address: String, cause: io::Error },
-    #[error("{address} accepts connections, but does not answer within {limit:?}")]
-    Silent { address: String, limit: Duration },
-    #[error(
-        "{address} does not offer TLS, which `sslmode` in DATABASE_URL requires: turn `ssl` on there, or \
-         choose another `sslmode`"
-    )]
-    NoTls { address: String },
-    #[error(
-        "{address} takes no `options`, which DATABASE_URL has: take them out (`ALTER ROLE … SET \
-         search_path = …` does the same), or, where that is PgBouncer, let it ignore them by \
-         `ignore_startup_parameters = options`"
-    )]
-    NoOptions { address: String },
-    #[error("no thread to connect: {0}")]
-    NoThread(io::Error),
-    /// What each of several hosts came to, the most telling first; two at least.
-    #[error("{}", .0.iter().map(|(host, error)| format!("{host}: {error}")).collect::<Vec<_>>().join("; "))]
-    Each(Vec<(String, ConnectError)>),
-    #[error(transparent)]
-    Postgres(#[from] postgres::Error),
-}
-
-impl ConnectError {
-    /// How informative it is: an answer says more than silence, and silence more than an unreachable
-    /// host.
-    fn weight(&self) -> u8 {
-        match self {
-            Self::Postgres(error) if error.as_db_error().is_some() => 3,
-            Self::NoTls { .. } | Self::NoOptions { .. } => 3,
-            Self::Postgres(_) => 2,
-            Self::Silent { .. } => 1,
-            Self::Unreachable { .. } | Self::NoThread(_) => 0,
-            Self::Each(_) => self.most_telling().weight(),
-        }
-    }
-
-    /// Of several hosts', the one that says most.
-    pub(super) fn most_telling(&self) -> &Self {
-        match self {
-            Self::Each(errors) => errors.first().map_or(self, |(_, error)| error),
-            error => error,
-        }
-    }
-
-    /// Whether the connection stands, but nothing arrives.
-    pub(super) fn is_silence(&self) -> bool {
-        matches!(self.most_telling(), Self::Silent { .. })
-    }
 }
 
 impl fmt::Debug for Connector {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The configuration may contain a password.
-        formatter.debug_struct("Connector").field("place", &self.ours.place).finish_non_exhaustive()
+        formatter
+            .debug_struct("Connector")
+            .field("place", &self.inner.place)
+            .finish_non_exhaustive()
     }
 }
 
 impl Connector {
-    /// `options` are added to those of the configuration.
+    /// A connector that adds `options` to those of the configuration.
     ///
     /// # Errors
-    /// What is wrong with the configuration.
+    /// The problem of the configuration.
     pub(super) fn new(config: &Config, tls: &Tls, options: &str) -> Result<Self, &'static str> {
         let names = config.get_hosts();
         let ports = config.get_ports();
@@ -149,10 +102,10 @@ impl Connector {
             return Err("names no host");
         }
         if ports.len() > 1 && ports.len() != names.len() {
-            return Err("has not as many ports as hosts");
+            return Err("has different numbers of ports and hosts");
         }
         if !addresses.is_empty() && addresses.len() != names.len() {
-            return Err("has not as many addresses (hostaddr) as hosts");
+            return Err("has different numbers of addresses (hostaddr) and hosts");
         }
         // As in the client: a single port applies to all hosts.
         let port = |n| ports.get(n).or(ports.last()).copied().unwrap_or(DEFAULT_PORT);
@@ -172,7 +125,7 @@ impl Connector {
         };
         let place = place(&hosts, config);
         Ok(Self {
-            ours: Arc::new(Ours {
+            inner: Arc::new(Inner {
                 hosts,
                 addresses,
                 place: place.into(),
@@ -180,7 +133,7 @@ impl Connector {
                 options: options.to_owned(),
                 refuses_options: AtomicBool::new(false),
                 last: AtomicUsize::new(last),
-                hanging: Arc::default(),
+                handshakes: Arc::default(),
                 failure: Mutex::default(),
                 manager: PostgresConnectionManager::new(stripped.clone(), tls.clone()),
                 tls,
@@ -189,68 +142,68 @@ impl Connector {
         })
     }
 
-    /// A connector whose connections have this name in PostgreSQL's list.
+    /// A connector whose connections have this name in `pg_stat_activity`.
     pub(super) fn named(&self, name: &str) -> Self {
         let mut config = self.config.clone();
         config.application_name(name);
-        Self { config, ours: Arc::clone(&self.ours) }
+        Self { config, inner: Arc::clone(&self.inner) }
     }
 
-    /// Where PostgreSQL is, for people: hosts, ports and the database.
+    /// Where PostgreSQL is, for messages: hosts, ports and the database.
     pub(super) fn place(&self) -> &Arc<str> {
-        &self.ours.place
+        &self.inner.place
     }
 
     /// The number of hosts to try.
     pub(super) fn host_count(&self) -> usize {
-        self.ours.hosts.len()
+        self.inner.hosts.len()
     }
 
-    /// Why the last attempt to connect failed; `None` if it succeeded, or was before `since`.
+    /// Why the last attempt to connect failed; `None` if it succeeded or was before `since`.
     pub(super) fn last_failure(&self, since: Instant) -> Option<StoreError> {
-        let failure = self.ours.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let failure = self.inner.failure.lock().unwrap_or_else(PoisonError::into_inner);
         failure.as_ref().filter(|(at, _)| *at >= since).map(|(_, error)| error.clone())
     }
 
     fn try_hosts(&self) -> Result<Client, ConnectError> {
-        let count = self.ours.hosts.len();
-        let first = self.ours.last.load(Ordering::Relaxed);
+        let count = self.inner.hosts.len();
+        let first = self.inner.last.load(Ordering::Relaxed);
         let mut errors: Vec<(String, ConnectError)> = Vec::new();
         for n in (0..count).map(|n| (first + n) % count) {
             match self.try_host(n) {
                 Ok(client) => {
-                    self.ours.last.store(n, Ordering::Relaxed);
+                    self.inner.last.store(n, Ordering::Relaxed);
                     return Ok(client);
                 }
-                Err(error) => errors.push((place_of(&self.ours.hosts[n]), error)),
+                Err(error) => errors.push((place_of(&self.inner.hosts[n]), error)),
             }
         }
-        Err(of_each(errors))
+        Err(combined(errors))
     }
 
     fn try_host(&self, n: usize) -> Result<Client, ConnectError> {
-        let (host, port) = &self.ours.hosts[n];
+        let (host, port) = &self.inner.hosts[n];
         let mut config = self.config.clone();
         config.port(*port);
         let name = match host {
             Host::Tcp(name) => name,
-            // A Unix socket leads to this machine.
+            // A Unix socket can't be unreachable, so it needs no question.
             Host::Unix(path) => {
                 config.host_path(path);
-                return self.shake_hands(config, &path.display().to_string());
+                return self.handshake(config, &path.display().to_string());
             }
         };
         let place = format!("{name}:{port}");
-        let addresses: Vec<SocketAddr> = match self.ours.addresses.get(n) {
+        let addresses: Vec<SocketAddr> = match self.inner.addresses.get(n) {
             Some(address) => vec![(*address, *port).into()],
             None => (name.as_str(), *port)
                 .to_socket_addrs()
                 .map_err(|cause| ConnectError::Unreachable { address: place.clone(), cause })?
                 .collect(),
         };
-        let mut told: Option<ConnectError> = None;
+        let mut worst: Option<ConnectError> = None;
         for address in addresses {
-            // The certificate is checked for the name.
+            // The certificate is checked for the name, so it stays beside the address.
             let mut config = config.clone();
             config.host(name).hostaddr(address.ip());
             let at = match name.parse::<std::net::IpAddr>() {
@@ -258,23 +211,23 @@ impl Connector {
                 Err(_) => format!("{place} ({})", address.ip()),
             };
             let connected =
-                self.ask(address, &at).and_then(|()| self.shake_hands(config.clone(), &at));
+                self.probe(address, &at).and_then(|()| self.handshake(config.clone(), &at));
             match connected {
                 Ok(client) => return Ok(client),
-                Err(error) => told = Some(more_telling(told, error)),
+                Err(error) => worst = Some(more_informative(worst, error)),
             }
         }
-        Err(told.unwrap_or_else(|| unreachable(place, "the name has no address")))
+        Err(worst.unwrap_or_else(|| unreachable(place, "the name has no address")))
     }
 
-    /// Checks whether a server is there. An error only if the client would hang, or couldn't say what to
-    /// do.
-    fn ask(&self, address: SocketAddr, at: &str) -> Result<(), ConnectError> {
-        let patience = self.config.get_connect_timeout().copied().unwrap_or(ANSWER_TIMEOUT);
-        let stream = TcpStream::connect_timeout(&address, patience)
+    /// Checks whether a server answers at this address. Returns only errors at which the client would hang,
+    /// or which it would report without a remedy.
+    fn probe(&self, address: SocketAddr, at: &str) -> Result<(), ConnectError> {
+        let limit = self.config.get_connect_timeout().copied().unwrap_or(ANSWER_TIMEOUT);
+        let stream = TcpStream::connect_timeout(&address, limit)
             .map_err(|cause| ConnectError::Unreachable { address: at.to_owned(), cause })?;
         let needs_tls = self.config.get_ssl_mode() == SslMode::Require;
-        match ask_on(stream).map_err(|error| error.kind()) {
+        match offers_tls(stream).map_err(|error| error.kind()) {
             Err(io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => {
                 Err(ConnectError::Silent { address: at.to_owned(), limit: ANSWER_TIMEOUT })
             }
@@ -283,14 +236,15 @@ impl Connector {
         }
     }
 
-    /// The whole handshake with the only address of the configuration.
-    fn shake_hands(&self, config: Config, at: &str) -> Result<Client, ConnectError> {
-        let refuses = &self.ours.refuses_options;
+    /// Connects to the only address of the configuration. Repeats this without our `options` if the server
+    /// side refuses them.
+    fn handshake(&self, config: Config, at: &str) -> Result<Client, ConnectError> {
+        let refuses = &self.inner.refuses_options;
         let with_ours = !refuses.load(Ordering::Relaxed);
-        let attempt = |with_ours: bool| self.shake_hands_with(config.clone(), with_ours, at);
+        let attempt = |with_ours: bool| self.handshake_with(config.clone(), with_ours, at);
         match attempt(with_ours) {
-            Err(ConnectError::Postgres(error)) if with_ours && is_of_parameters(&error) => {
-                if self.ours.asked_options.is_some() {
+            Err(ConnectError::Postgres(error)) if with_ours && refuses_parameter(&error) => {
+                if self.inner.asked_options.is_some() {
                     return Err(ConnectError::NoOptions { address: at.to_owned() });
                 }
                 let client = attempt(false)?;
@@ -301,37 +255,37 @@ impl Connector {
         }
     }
 
-    fn shake_hands_with(
+    fn handshake_with(
         &self,
         mut config: Config,
         with_ours: bool,
         at: &str,
     ) -> Result<Client, ConnectError> {
-        let asked = self.ours.asked_options.as_deref();
-        let ours = Some(self.ours.options.as_str()).filter(|_| with_ours);
+        let asked = self.inner.asked_options.as_deref();
+        let ours = Some(self.inner.options.as_str()).filter(|_| with_ours);
         let options: Vec<&str> = asked.into_iter().chain(ours).collect();
         if !options.is_empty() {
             config.options(&options.join(" "));
         }
-        let hanging = Arc::clone(&self.ours.hanging);
+        let handshakes = Arc::clone(&self.inner.handshakes);
         let silence = || ConnectError::Silent { address: at.to_owned(), limit: HANDSHAKE_TIMEOUT };
-        if hanging.fetch_add(1, Ordering::Relaxed) >= MOST_HANGING {
-            hanging.fetch_sub(1, Ordering::Relaxed);
+        if handshakes.fetch_add(1, Ordering::Relaxed) >= MOST_HANDSHAKES {
+            handshakes.fetch_sub(1, Ordering::Relaxed);
             return Err(silence());
         }
         let (sender, receiver) = crossbeam_channel::bounded(1);
-        let tls = self.ours.tls.clone();
-        let shake = {
-            let hanging = Arc::clone(&hanging);
+        let tls = self.inner.tls.clone();
+        let connect = {
+            let handshakes = Arc::clone(&handshakes);
             move || {
                 let connected = config.connect(tls);
-                hanging.fetch_sub(1, Ordering::Relaxed);
+                handshakes.fetch_sub(1, Ordering::Relaxed);
                 // Fails if the attempt was abandoned; then the connection ends.
                 let _ = sender.send(connected);
             }
         };
-        if let Err(error) = std::thread::Builder::new().name("connect".to_owned()).spawn(shake) {
-            hanging.fetch_sub(1, Ordering::Relaxed);
+        if let Err(error) = std::thread::Builder::new().name("connect".to_owned()).spawn(connect) {
+            handshakes.fetch_sub(1, Ordering::Relaxed);
             return Err(ConnectError::NoThread(error));
         }
         match receiver.recv_timeout(HANDSHAKE_TIMEOUT) {
@@ -381,7 +335,7 @@ fn without_hosts(config: &Config) -> Config {
 /// `host:5432,other:5432/database`
 fn place(hosts: &[(Host, u16)], config: &Config) -> String {
     let hosts = hosts.iter().map(place_of).collect::<Vec<_>>().join(",");
-    // The default database is that of the user's name.
+    // By default the database has the user's name.
     match config.get_dbname().or(config.get_user()) {
         Some(database) => format!("{hosts}/{database}"),
         None => hosts,
@@ -395,38 +349,15 @@ fn place_of((host, port): &(Host, u16)) -> String {
     }
 }
 
-/// One error of what each host came to; there is one host at least.
-fn of_each(mut errors: Vec<(String, ConnectError)>) -> ConnectError {
-    // In the order of the hosts where they say as much.
-    errors.sort_by_key(|(_, error)| std::cmp::Reverse(error.weight()));
-    match errors.pop() {
-        Some((_, only)) if errors.is_empty() => only,
-        last => {
-            errors.extend(last);
-            ConnectError::Each(errors)
-        }
-    }
-}
-
-fn more_telling(told: Option<ConnectError>, error: ConnectError) -> ConnectError {
-    match told {
-        Some(told) if told.weight() >= error.weight() => told,
-        _ => error,
-    }
-}
-
-fn unreachable(address: String, why: &str) -> ConnectError {
-    ConnectError::Unreachable { address, cause: io::Error::new(io::ErrorKind::NotFound, why) }
-}
-
-/// Whether the other side doesn't know a parameter of the connection: PgBouncer knows few.
-fn is_of_parameters(error: &postgres::Error) -> bool {
+/// Whether the server side refuses a parameter of the connection: PgBouncer accepts few.
+fn refuses_parameter(error: &postgres::Error) -> bool {
     error
         .as_db_error()
         .is_some_and(|db| db.code().code() == "08P01" && db.message().contains("startup parameter"))
 }
 
-fn ask_on(mut stream: TcpStream) -> io::Result<u8> {
+/// The server's answer to [`SSL_REQUEST`]: `S` if it offers TLS, `N` if it doesn't.
+fn offers_tls(mut stream: TcpStream) -> io::Result<u8> {
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     stream.write_all(&SSL_REQUEST)?;
     let mut answer = [0];
@@ -442,16 +373,16 @@ impl ManageConnection for Connector {
         let connected = self.try_hosts();
         let failed = |error| (Instant::now(), StoreError::of_connecting(self.place(), error));
         let failure = connected.as_ref().err().map(failed);
-        *self.ours.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+        *self.inner.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
         connected
     }
 
     fn is_valid(&self, client: &mut Client) -> Result<(), ConnectError> {
-        Ok(self.ours.manager.is_valid(client)?)
+        Ok(self.inner.manager.is_valid(client)?)
     }
 
     fn has_broken(&self, client: &mut Client) -> bool {
-        self.ours.manager.has_broken(client)
+        self.inner.manager.has_broken(client)
     }
 }
 
@@ -484,37 +415,5 @@ mod tests {
         assert_eq!(connector("dbname=db").err(), Some("names no host"));
         assert!(connector("host=a,b hostaddr=::1").is_err());
         assert!(connector("host=a,b,c port=1,2").is_err());
-    }
-
-    #[test]
-    fn of_several_hosts_the_most_telling_error_is_told() {
-        let silent = || ConnectError::Silent { address: "a".to_owned(), limit: ANSWER_TIMEOUT };
-        let nobody = || unreachable("b".to_owned(), "nobody");
-        let no_tls = || ConnectError::NoTls { address: "c".to_owned() };
-        let told = |first, then| more_telling(Some(first), then).to_string();
-        assert!(told(nobody(), silent()).starts_with('a'));
-        assert!(told(silent(), nobody()).starts_with('a'));
-        assert!(told(silent(), no_tls()).starts_with('c'));
-        assert!(told(no_tls(), silent()).starts_with('c'));
-    }
-
-    #[test]
-    fn of_several_hosts_each_is_told_the_most_telling_first() {
-        let place: Arc<str> = "a,b,c/db".into();
-        let silent = || ConnectError::Silent { address: "a".to_owned(), limit: ANSWER_TIMEOUT };
-        let nobody = || unreachable("b".to_owned(), "nobody");
-        let no_tls = || ConnectError::NoTls { address: "c".to_owned() };
-        let named = |name: &str, error| (name.to_owned(), error);
-        let each = of_each(vec![named("b", nobody()), named("a", silent()), named("c", no_tls())]);
-        let told = StoreError::of_connecting(&place, &each);
-        assert!(matches!(told, StoreError::Misconfigured(_)));
-        let text = told.to_string();
-        let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("no {part:?} in {text}"));
-        assert!(at("c does not offer TLS") < at("a accepts connections"), "{text}");
-        assert!(at("a accepts connections") < at("b: nobody"), "{text}");
-        let each = of_each(vec![named("b", nobody()), named("a", silent())]);
-        assert!(each.is_silence());
-        assert!(StoreError::of_connecting(&place, &each).answer().is_none());
-        assert!(matches!(of_each(vec![named("b", nobody())]), ConnectError::Unreachable { .. }));
     }
 }

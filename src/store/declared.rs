@@ -1,8 +1,8 @@
-//! Reads the webhooks as a file expresses them, and applies a file's changes in one transaction.
+//! Reads the webhooks in the form of a file, and applies a file's changes in one transaction.
 //!
-//! Between reading and changing, somebody else may change a row: by SQL, by a command, or a notifier
-//! after a 410. So each row is changed only if it is as it was read (`xmin`, which every change
-//! changes); otherwise nothing is.
+//! After the rows were read, they may be changed by SQL, by a command, or by a notifier after a 410. So the
+//! transaction compares each row's `xmin`, which every change changes, with the one that was read. If any
+//! differs, nothing is changed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -14,52 +14,53 @@ use uuid::Uuid;
 use super::registered::Registered;
 use super::row;
 use super::session::{Failed, Session};
+use super::time::NOW_IN_UTC;
 use super::{Store, StoreError};
 use crate::domain::declared::{Existing, Field, Plan, SecretHeaders, Values};
 use crate::domain::secret::Secret;
 use crate::domain::settings::{Column, Columns};
 
-/// How many rows a statement changes: some hundredths of a second's work.
+/// How many rows a statement changes at most: that takes some hundredths of a second.
 const CHUNK: usize = 500;
 
-/// The wait for a row's lock is shorter than a statement may take, so that the error says which of the
-/// two was exceeded. A client that hangs in between doesn't hold rows for long.
+/// The wait for a lock is shorter than a statement may take, so that the error says which of the two limits
+/// was exceeded. If the client hangs, the server ends the transaction after a minute.
 ///
-/// Nobody else writes meanwhile: otherwise two files applied at the same time would both register what
-/// is new.
+/// The lock keeps others from writing: otherwise two files applied at the same time would both register
+/// the same new webhooks.
 const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '3s';
      SET LOCAL idle_in_transaction_session_timeout = '1min';
      LOCK TABLE webhooks IN SHARE ROW EXCLUSIVE MODE";
 
-/// Some webhooks that didn't exist when the plan was made.
-const OTHERS: &str = "SELECT id FROM webhooks AS w WHERE id IS NOT NULL
+/// Selects some webhooks that didn't exist when the plan was made.
+const NEW_WEBHOOKS: &str = "SELECT id FROM webhooks AS w WHERE id IS NOT NULL
      AND NOT EXISTS (SELECT 1 FROM unnest($1::uuid[]) AS there(id) WHERE there.id = w.id) LIMIT 20";
 
 /// How long a webhook's old secret continues to sign after a file replaced it.
 const KEEP_OF_SECRET: &str = "interval '24 hours'";
 
-/// Why the file wasn't applied. Except for [`NotCarriedOut::Unknown`], nothing was changed.
+/// Why a plan wasn't applied. Except for [`ApplyError::Unknown`], nothing was changed.
 #[derive(Debug, thiserror::Error)]
-pub enum NotCarriedOut {
+pub enum ApplyError {
     /// PostgreSQL failed.
     #[error("{0}")]
     Store(StoreError),
-    /// Somebody else changed, removed or registered these webhooks since they were read.
-    #[error("changed by somebody else meanwhile")]
+    /// Somebody else changed, removed or registered these webhooks after they were read.
+    #[error("somebody else has changed some of the webhooks meanwhile")]
     Changed(Vec<Uuid>),
-    /// It failed at the end, and didn't say whether everything or nothing was done.
+    /// The commit failed, so that either everything or nothing was changed.
     #[error("{0}")]
     Unknown(StoreError),
 }
 
-impl From<Failed> for NotCarriedOut {
+impl From<Failed> for ApplyError {
     fn from(failed: Failed) -> Self {
         Self::Store(failed.into())
     }
 }
 
 impl Store {
-    /// All webhooks, oldest first, as a file expresses them, with their secrets.
+    /// All webhooks, oldest first, in the form of a file, with their secrets.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -72,71 +73,75 @@ impl Store {
         let mut found: HashMap<Uuid, Existing> = HashMap::with_capacity(ids.len());
         for part in ids.chunks(row::CHUNK).map(<[Uuid]>::to_vec) {
             let columns = format!("{}, xmin::text AS version", Registered::columns());
-            let read =
-                session.run(move |client| row::each(client, &columns, &part, known, unreadable))?;
-            found.extend(read.into_iter().map(|known| (known.id, known)));
+            let read = session
+                .run(move |client| row::each(client, &columns, &part, existing, unreadable))?;
+            found.extend(read.into_iter().map(|webhook| (webhook.id, webhook)));
         }
-        session.rest();
+        session.disconnect();
         Ok(ids.iter().filter_map(|id| found.remove(id)).collect())
     }
 
-    /// Carries out the whole plan in one transaction, or nothing. `there` are the webhooks that existed
-    /// when it was made.
+    /// Applies the whole plan in one transaction, or nothing. `existing` are the webhooks that existed when
+    /// the plan was made.
     ///
     /// # Errors
-    /// [`NotCarriedOut`].
-    pub fn carry_out(&self, plan: &Plan, there: Vec<Uuid>) -> Result<(), NotCarriedOut> {
+    /// [`ApplyError`].
+    pub fn apply(&self, plan: &Plan, existing: Vec<Uuid>) -> Result<(), ApplyError> {
         let mut session = self.session("webhook-notifier");
         session.run(|client| client.batch_execute(BEGIN))?;
         let new = session.run(move |client| {
-            let new = client.query_typed(OTHERS, &[(&there, Type::UUID_ARRAY)])?;
+            let new = client.query_typed(NEW_WEBHOOKS, &[(&existing, Type::UUID_ARRAY)])?;
             new.iter().map(|row| row.try_get(0)).collect::<Result<Vec<Uuid>, _>>()
         })?;
         if !new.is_empty() {
             let _ = session.run(|client| client.batch_execute("ROLLBACK"));
-            session.rest();
-            return Err(NotCarriedOut::Changed(new));
+            session.disconnect();
+            return Err(ApplyError::Changed(new));
         }
-        for Step { statement, rows } in steps(plan) {
+        for RowChanges { statement, rows } in changes_of(plan) {
             let meant: Vec<Uuid> = rows.iter().map(|(id, _)| *id).collect();
             let rows: Vec<Value> = rows.into_iter().map(|(_, row)| row).collect();
-            let done = work(&mut session, statement, Value::Array(rows).to_string())?;
+            let done = execute(&mut session, statement, Value::Array(rows).to_string())?;
             let others: Vec<Uuid> = meant.into_iter().filter(|id| !done.contains(id)).collect();
             if !others.is_empty() {
-                // The end of the connection would undo it too.
+                // If this fails, the end of the connection rolls back too.
                 let _ = session.run(|client| client.batch_execute("ROLLBACK"));
-                session.rest();
-                return Err(NotCarriedOut::Changed(others));
+                session.disconnect();
+                return Err(ApplyError::Changed(others));
             }
         }
         let committed = session.run(|client| client.batch_execute("COMMIT"));
-        committed.map_err(|failed| NotCarriedOut::Unknown(failed.into()))?;
-        session.rest();
+        committed.map_err(|failed| ApplyError::Unknown(failed.into()))?;
+        session.disconnect();
         Ok(())
     }
 }
 
-/// Runs a statement on these rows. Returns the ids of the rows that it changed.
-fn work(session: &mut Session, statement: String, rows: String) -> Result<HashSet<Uuid>, Failed> {
+/// Executes a statement on these rows. Returns the ids of the rows that it changed.
+fn execute(
+    session: &mut Session,
+    statement: String,
+    rows: String,
+) -> Result<HashSet<Uuid>, Failed> {
     session.run(move |client| {
         let done = client.query_typed(&statement, &[(&rows, Type::TEXT)])?;
         done.iter().map(|row| row.try_get(0)).collect()
     })
 }
 
-/// A statement, and the rows to change, which are its JSON parameter.
-struct Step {
+/// A statement, and the rows that it has to change, which are its JSON parameter.
+struct RowChanges {
     statement: String,
     rows: Vec<(Uuid, Value)>,
 }
 
-/// Removals come first, because somebody's own constraint may require unique URLs. Of changed webhooks,
-/// only the columns that differ are changed.
-fn steps(plan: &Plan) -> impl Iterator<Item = Step> {
+/// The statements of a plan. Removals come first, because a constraint that somebody added may require unique
+/// URLs. Of a changed webhook, only the columns that differ are written.
+fn changes_of(plan: &Plan) -> impl Iterator<Item = RowChanges> {
     let mut all = Vec::new();
     let mut push = |statement: String, rows: Vec<(Uuid, Value)>| {
         for rows in rows.chunks(CHUNK) {
-            all.push(Step { statement: statement.clone(), rows: rows.to_vec() });
+            all.push(RowChanges { statement: statement.clone(), rows: rows.to_vec() });
         }
     };
     let removed =
@@ -147,18 +152,18 @@ fn steps(plan: &Plan) -> impl Iterator<Item = Step> {
             .to_owned(),
         removed.collect(),
     );
-    let mut alike: BTreeMap<Vec<Field>, Vec<(Uuid, Value)>> = BTreeMap::new();
+    let mut by_fields: BTreeMap<Vec<Field>, Vec<(Uuid, Value)>> = BTreeMap::new();
     for it in &plan.changed {
         let fields: Vec<Field> = it.differences.iter().map(|difference| difference.field).collect();
         let mut row = Map::new();
         row.insert("id".to_owned(), json!(it.id));
         row.insert("version".to_owned(), json!(it.version));
         fields.iter().for_each(|field| put(&mut row, *field, &it.to));
-        alike.entry(fields).or_default().push((it.id, Value::Object(row)));
+        by_fields.entry(fields).or_default().push((it.id, Value::Object(row)));
     }
-    for (fields, rows) in alike {
-        let columns: Vec<_> = fields.iter().map(|field| given(*field)).collect();
-        let changes: Vec<_> = fields.iter().map(|field| change(*field)).collect();
+    for (fields, rows) in by_fields {
+        let columns: Vec<_> = fields.iter().map(|field| parameter_columns(*field)).collect();
+        let changes: Vec<_> = fields.iter().map(|field| assignments(*field)).collect();
         let (columns, changes) = (columns.join(", "), changes.join(", "));
         push(
             format!(
@@ -176,15 +181,15 @@ fn steps(plan: &Plan) -> impl Iterator<Item = Step> {
         Field::all().for_each(|field| put(&mut row, field, &it.values));
         (it.id, Value::Object(row))
     });
-    let columns: Vec<_> = Field::all().map(given).collect();
+    let columns: Vec<_> = Field::all().map(parameter_columns).collect();
     let settings: Vec<_> = Column::ALL.into_iter().map(Column::name).collect();
     let (columns, settings) = (columns.join(", "), settings.join(", "));
     push(
-        // A microsecond apart, so that they keep the order of the file.
+        // Their times are a microsecond apart, so that they keep the order of the file.
         format!(
             "INSERT INTO webhooks (id, created_at, post_url, events, secret, paused_at, disabled_at,
                  disabled_reason, {settings})
-             SELECT id, now() + place * interval '1 microsecond', post_url, events, secret,
+             SELECT id, {NOW_IN_UTC} + place * interval '1 microsecond', post_url, events, secret,
                  CASE WHEN paused THEN now() END, CASE WHEN disabled THEN now() END,
                  disabled_reason, {settings}
              FROM jsonb_to_recordset($1::jsonb) AS n(id uuid, place integer, {columns})
@@ -195,8 +200,8 @@ fn steps(plan: &Plan) -> impl Iterator<Item = Step> {
     all.into_iter()
 }
 
-/// The columns of a given row for one of its fields.
-fn given(field: Field) -> &'static str {
+/// The columns of a field in the JSON parameter, with their types.
+fn parameter_columns(field: Field) -> &'static str {
     match field {
         Field::PostUrl => "post_url text",
         Field::Events => "events text[]",
@@ -213,8 +218,8 @@ fn given(field: Field) -> &'static str {
     }
 }
 
-/// The assignments. On the right, columns have their old values.
-fn change(field: Field) -> String {
+/// A field's assignments. On the right of SET, columns have their old values.
+fn assignments(field: Field) -> String {
     match field {
         Field::PostUrl | Field::Events | Field::Setting(_) => {
             let name = field.name();
@@ -236,6 +241,7 @@ fn change(field: Field) -> String {
     }
 }
 
+/// Adds a field's columns to a row of the JSON parameter.
 fn put(row: &mut Map<String, Value>, field: Field, values: &Values) {
     let mut put = |name: &str, value: Value| drop(row.insert(name.to_owned(), value));
     match field {
@@ -256,8 +262,7 @@ fn put(row: &mut Map<String, Value>, field: Field, values: &Values) {
     }
 }
 
-/// Reads a row.
-fn known(row: &Row) -> Result<Existing, postgres::Error> {
+fn existing(row: &Row) -> Result<Existing, postgres::Error> {
     let registered = Registered::of(row)?;
     let columns = row::columns(row)?;
     let secret = row::some(row, "secret")?;
@@ -305,7 +310,7 @@ fn headers(columns: &Columns) -> (SecretHeaders, Option<String>) {
             "correct them by `webhooks set ID` with --header, or remove them with --unset header";
         Some(format!("its headers are not a JSON object of strings: {remedy}"))
     };
-    // The parser's message could quote a value.
+    // The parser's own message isn't used: it could quote a value.
     let Ok(all) = serde_json::from_str::<BTreeMap<String, String>>(text.expose()) else {
         return (SecretHeaders::new(), flaw());
     };

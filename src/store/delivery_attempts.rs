@@ -7,6 +7,7 @@ use postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::session::{Failed, Session};
+use super::time::unix_millis;
 use super::{Store, StoreError};
 use crate::domain::answer::Excerpt;
 use crate::domain::delivery_log::{LogEntry, What};
@@ -17,29 +18,28 @@ mod asked;
 mod follower;
 
 pub use asked::{MOST_MARKS, Reported};
-pub use follower::{Follower, Seen};
+pub use follower::{Follower, NewEntries};
 
-/// How many entries one statement deletes: a hundredth of a second's work.
+/// How many entries one statement deletes at most: a hundredth of a second's work.
 pub const PRUNE_CHUNK: u64 = 5_000;
 
-/// The most entries that [`Store::entries_of`] returns, far more than people can read.
+/// The most entries that [`Store::entries_of`] returns: far more than anybody reads.
 pub const MOST_ENTRIES: usize = 5_000;
 
-/// The columns that [`entry`] reads.
-///
-/// Anybody may have written them: texts are cut, and times limited to what a number can express.
-const ENTRY: &str = "id,
-     coalesce((extract(epoch FROM least(greatest(at, 'epoch'), '9999-12-31')) * 1000)::bigint, 0)
-         AS at,
-     coalesce(left(event_id, 255), '') AS event_id, coalesce(left(event_type, 255), '') AS event_type,
-     left(account, 255) AS account, webhook_id, coalesce(left(queue, 255), '') AS queue, coalesce(left(outcome, 64), '') AS outcome,
-     coalesce(attempt, 0) AS attempt, status, left(reason, 1024) AS reason,
-     coalesce(left(detail, 4096), '') AS detail, left(status_line, 1024) AS status_line,
-     left(answer_body, 4097) AS answer_body, ms,
-     CASE WHEN next_attempt_at IS NOT NULL
-          THEN (extract(epoch FROM least(greatest(next_attempt_at, 'epoch'), '9999-12-31')) * 1000)::bigint
-     END AS next_attempt_at,
-     left(dead, 1024) AS dead";
+/// The columns that [`entry`] reads. Anybody may have written the rows: texts are cut, and times limited to
+/// what a number can express.
+fn entry_columns() -> String {
+    format!(
+        "id, coalesce({}, 0) AS at, coalesce(left(event_id, 255), '') AS event_id,
+         coalesce(left(event_type, 255), '') AS event_type, left(account, 255) AS account, webhook_id,
+         coalesce(left(queue, 255), '') AS queue, coalesce(left(outcome, 64), '') AS outcome,
+         coalesce(attempt, 0) AS attempt, status, left(reason, 1024) AS reason,
+         coalesce(left(detail, 4096), '') AS detail, left(status_line, 1024) AS status_line,
+         left(answer_body, 4097) AS answer_body, ms, {} AS next_attempt_at, left(dead, 1024) AS dead",
+        unix_millis("at"),
+        unix_millis("next_attempt_at")
+    )
+}
 
 /// Writes and prunes the log on its own connection.
 #[derive(Debug)]
@@ -50,27 +50,27 @@ pub struct LogSession(Session);
 pub struct Unwritten {
     /// The error.
     pub error: StoreError,
-    /// The entries that are worth another attempt; none if that would be useless, or if PostgreSQL may
-    /// still be writing them.
+    /// The entries that are worth another attempt: none if it would fail again, or if PostgreSQL may still
+    /// be writing them.
     pub entries: Vec<LogEntry>,
 }
 
 impl LogSession {
-    /// A session that isn't open yet.
+    /// A session. Opens no connection yet.
     #[must_use]
     pub fn new(store: &Store) -> Self {
         Self(store.session("webhook-notifier log"))
     }
 
-    /// Writes all of them, or none.
+    /// Writes all entries, or none.
     ///
     /// # Errors
-    /// [`Unwritten`]. If the connection broke at the wrong moment, they may have been written all the
-    /// same.
+    /// [`Unwritten`]. If the connection broke right after the commit, they are written nevertheless.
     pub fn write(&mut self, mut entries: Vec<LogEntry>) -> Result<(), Unwritten> {
         let mut written = self.insert(&entries);
-        if let Err(Failed::Error(StoreError::Refused(_))) = written {
-            // The database's encoding lacks a character. Queries can only have used other names before.
+        if let Err(Failed::Error(StoreError::InvalidValue(_))) = written {
+            // The database's encoding lacks a character. Ids and accounts are written in the form that
+            // their headers have, for which `why` searches too.
             for entry in &mut entries {
                 entry.detail.retain(|c| c.is_ascii());
                 if let Some(answer) = &mut entry.answer {
@@ -87,7 +87,7 @@ impl LogSession {
             written = self.insert(&entries);
         }
         written.map_err(|failed| {
-            if !matches!(&failed, Failed::Error(error) if error.is_passing()) {
+            if !matches!(&failed, Failed::Error(error) if error.is_temporary()) {
                 entries.clear();
             }
             Unwritten { error: failed.into(), entries }
@@ -95,12 +95,12 @@ impl LogSession {
     }
 
     fn insert(&mut self, entries: &[LogEntry]) -> Result<(), Failed> {
-        let columns = Columns::of(entries);
+        let columns = EntryColumns::of(entries);
         self.0.run(move |client| columns.insert(client))
     }
 
-    /// Deletes at most [`PRUNE_CHUNK`] entries that are older than `keep`. Returns how many. Entries
-    /// that another instance is just deleting are left to it.
+    /// Deletes at most [`PRUNE_CHUNK`] entries that are older than `keep`, and returns how many it deleted.
+    /// Skips entries that another instance is deleting.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -120,14 +120,14 @@ impl LogSession {
     }
 
     /// Closes the connection until it is needed again.
-    pub fn rest(&mut self) {
-        self.0.rest();
+    pub fn disconnect(&mut self) {
+        self.0.disconnect();
     }
 }
 
 /// Entries, column by column.
 #[derive(Default)]
-struct Columns {
+struct EntryColumns {
     at: Vec<i64>,
     event_id: Vec<String>,
     event_type: Vec<String>,
@@ -146,7 +146,7 @@ struct Columns {
     dead: Vec<Option<String>>,
 }
 
-impl Columns {
+impl EntryColumns {
     fn of(entries: &[LogEntry]) -> Self {
         let mut columns = Self::default();
         let count = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
@@ -210,8 +210,8 @@ impl Columns {
 }
 
 impl Store {
-    /// The log's entries about an event, oldest first. At most [`MOST_ENTRIES`]: those of this webhook
-    /// before others, and new ones before old ones.
+    /// The log's entries about an event, oldest first. If there are more than [`MOST_ENTRIES`], those of
+    /// this webhook take precedence, then newer ones.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -226,10 +226,11 @@ impl Store {
                  SELECT * FROM delivery_attempts WHERE event_id = $1
                  ORDER BY webhook_id = $2 DESC NULLS LAST, id DESC LIMIT $3
              )
-             SELECT {ENTRY} FROM newest ORDER BY newest.at, id"
+             SELECT {} FROM newest ORDER BY newest.at, id",
+            entry_columns()
         );
         let event_id = event_id.to_owned();
-        self.once(move |client| {
+        self.query_once(move |client| {
             let rows = client.query_typed(
                 &asked,
                 &[(&event_id, Type::TEXT), (&webhook, Type::UUID), (&most, Type::INT8)],
@@ -238,7 +239,7 @@ impl Store {
         })
     }
 
-    /// How many deliveries entered the webhook's backlog after this event did.
+    /// How many deliveries entered the webhook's backlog after this event's delivery.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -249,10 +250,10 @@ impl Store {
         webhook: Uuid,
     ) -> Result<u64, StoreError> {
         let [event_id, queue] = [event_id, queue].map(str::to_owned);
-        let count: i64 = self.once(move |client| {
+        let count: i64 = self.query_once(move |client| {
             let rows = client.query_typed(
-                // The time only serves to use the index: entries aren't written exactly in order of
-                // time.
+                // The condition on the time allows the use of the index. It has a minute to spare because
+                // entries aren't written exactly in the order of time.
                 "WITH own AS MATERIALIZED (
                      SELECT max(id) AS id, max(at) - interval '1 minute' AS at
                      FROM delivery_attempts
@@ -274,7 +275,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub fn has_log(&self) -> Result<bool, StoreError> {
-        self.once(|client| {
+        self.query_once(|client| {
             let asked = "SELECT to_regclass('delivery_attempts') IS NOT NULL";
             let rows = client.query_typed(asked, &[])?;
             rows.first().map_or(Ok(false), |row| row.try_get(0))
@@ -286,7 +287,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub fn accounts_since(&self) -> Result<Option<UnixMillis>, StoreError> {
-        self.once(|client| {
+        self.query_once(|client| {
             let asked = "SELECT (extract(epoch FROM applied_at) * 1000)::bigint
                          FROM schema_migrations WHERE name = 'accounts'";
             let rows = client.query_typed(asked, &[])?;
@@ -299,7 +300,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub fn oldest_entry(&self) -> Result<Option<UnixMillis>, StoreError> {
-        self.once(|client| {
+        self.query_once(|client| {
             let asked = "SELECT (extract(epoch FROM min(at)) * 1000)::bigint FROM delivery_attempts
                          WHERE isfinite(at)";
             let rows = client.query_typed(asked, &[])?;
@@ -308,7 +309,7 @@ impl Store {
     }
 }
 
-/// `None` for a kind of a later version.
+/// `None` for an outcome of a later version.
 fn entry(row: &Row) -> Result<Option<LogEntry>, postgres::Error> {
     let Some(what) = What::of_label(row.try_get("outcome")?) else { return Ok(None) };
     let count = |name| Ok(u32::try_from(row.try_get::<_, i32>(name)?).unwrap_or(0));
@@ -333,7 +334,7 @@ fn entry(row: &Row) -> Result<Option<LogEntry>, postgres::Error> {
     }))
 }
 
-/// Somebody else may have written it.
+/// The receiver's answer, if it was kept. Anybody may have written the row, so the answer is checked again.
 fn answer(row: &Row) -> Result<Option<Excerpt>, postgres::Error> {
     let status_line: Option<String> = row.try_get("status_line")?;
     let body: Option<String> = row.try_get("answer_body")?;

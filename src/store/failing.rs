@@ -1,23 +1,23 @@
-//! Since when webhooks have been failing, as the notifiers recorded it.
+//! Since when webhooks have been failing, as the notifiers have recorded it.
 
 use std::collections::HashMap;
 
 use uuid::Uuid;
 
-use super::registered::time_to_second;
+use super::time::rfc3339_seconds;
 use super::{Store, StoreError};
 
-/// How many are read: more than a process remembers receivers.
+/// How many rows are read at most: more than a process remembers receivers.
 const MOST_ROWS: usize = 20_000;
 
 impl Store {
-    /// Since when each webhook has been failing without a success, in RFC 3339, to the second; empty if
-    /// the table doesn't exist or can't be read.
+    /// Since when each failing webhook has had no success, in RFC 3339, to the second. Empty if the table doesn't exist or
+    /// may not be read.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn failing_since(&self) -> Result<HashMap<Uuid, String>, StoreError> {
-        let since = time_to_second("greatest(failing_since, succeeded_at, rested_at)");
+        let since = rfc3339_seconds("greatest(failing_since, succeeded_at, rested_at)");
         self.query(move |client| {
             let may_be_read =
                 "SELECT 1 WHERE has_table_privilege(to_regclass('webhook_conditions'), 'SELECT')";

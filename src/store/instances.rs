@@ -1,4 +1,4 @@
-//! The table of instances: which are alive, according to the rows that each updates every few seconds.
+//! The table of instances. Each updates its row every few seconds, which shows that it is alive.
 
 use std::time::Duration;
 
@@ -10,22 +10,22 @@ use super::listen::INSTANCES_CHANNEL;
 use super::{Parameter, Store, StoreError};
 use crate::domain::instances::InstanceRecord;
 
-/// How many rows are read: far more than anybody runs.
+/// How many rows are read at most: far more instances than anybody runs.
 const MOST_ROWS: i64 = 1_000;
 
-/// The number after that of the row, whatever somebody else has written there.
+/// The row's next number. Somebody may have written the largest one, after which it starts at 0.
 const NEXT_BEAT: &str = "CASE WHEN beats < 9223372036854775807 THEN beats + 1 ELSE 0 END";
 
-/// The table's identity, in notifications.
+/// The table's identity as notifications contain it.
 pub(super) const INSTANCES: &str = "to_regclass('notifier_instances')::oid::text";
 
-/// After how long without an update commands no longer show an instance.
+/// Commands don't show an instance whose row wasn't updated for this long.
 const SHOWN_FOR: Duration = Duration::from_secs(30);
 
 impl Store {
-    /// Writes that an instance is alive, and which queues it serves, and returns all entries. `is_first`: it
-    /// has just started, so whoever has left an entry of the same name has ended, and its entry goes.
-    /// `is_change`: it serves other queues than before, which the others are told.
+    /// Records that an instance is alive and which queues it serves, and returns all rows. With `is_first`
+    /// it has just started: a row of the same name is from a process that has ended, and is deleted. With
+    /// `is_change` it serves other queues than before, and the other instances are notified.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -61,13 +61,13 @@ impl Store {
                 }
             }
             if alive == 0 || is_change {
-                tell(client)?;
+                notify(client)?;
             }
             read(client, "true")
         })
     }
 
-    /// All rows, including those of dead instances.
+    /// The rows of all instances, dead ones included.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -75,7 +75,7 @@ impl Store {
         self.query(|client| read(client, "true"))
     }
 
-    /// Deletes the rows of instances that left or are dead, unless they were updated meanwhile.
+    /// Deletes the rows of instances that have stopped or are dead, unless they were updated meanwhile.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -89,11 +89,12 @@ impl Store {
                     &[(id, Type::UUID), (beats, Type::INT8)],
                 )?;
             }
-            if count > 0 { tell(client) } else { Ok(()) }
+            if count > 0 { notify(client) } else { Ok(()) }
         })
     }
 
-    /// The instances that are alive, for people; none if their table doesn't exist or can't be read.
+    /// The instances that are alive, for commands to show; none if the table doesn't exist or may not be
+    /// read.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -111,7 +112,7 @@ impl Store {
 }
 
 fn read(client: &mut Client, which: &str) -> Result<Vec<InstanceRecord>, postgres::Error> {
-    // Anybody may have written them, so texts are cut.
+    // Anybody may have written the rows, so texts are cut.
     let entries = format!(
         "SELECT id, coalesce(left(name, 255), '') AS name, coalesce(beats, 0) AS beats,
              ARRAY(SELECT left(queue, 255) FROM unnest(queues) AS queue
@@ -133,13 +134,14 @@ fn entry(row: &Row) -> Result<InstanceRecord, postgres::Error> {
     })
 }
 
-fn tell(client: &mut Client) -> Result<(), postgres::Error> {
-    let notify = format!("SELECT pg_notify($1, {INSTANCES})");
-    client.query_typed(&notify, &[(&INSTANCES_CHANNEL, Type::TEXT)]).map(drop)
+fn notify(client: &mut Client) -> Result<(), postgres::Error> {
+    let statement = format!("SELECT pg_notify($1, {INSTANCES})");
+    client.query_typed(&statement, &[(&INSTANCES_CHANNEL, Type::TEXT)]).map(drop)
 }
 
-/// What `run` does with the table, applied to no row, for [`Store::unable`].
-pub(super) const WORK: &str = "INSERT INTO notifier_instances (id, name, queues)
+/// The statements of `run` on this table, so written that they affect no row: for
+/// [`Store::missing_rights`].
+pub(super) const STATEMENTS: &str = "INSERT INTO notifier_instances (id, name, queues)
      SELECT NULL::uuid, '', '{}' WHERE false
      ON CONFLICT (id) DO UPDATE SET queues = '{}';
      UPDATE notifier_instances SET beats = beats + 1, seen_at = now(), queues = '{}'

@@ -1,4 +1,4 @@
-//! What people know webhooks by: URL and account.
+//! The labels by which people know webhooks: URL and account.
 
 use uuid::Uuid;
 
@@ -6,10 +6,10 @@ use super::row::{self, MOST_OF_ACCOUNT};
 use super::{Store, StoreError};
 use crate::domain::webhook::MAX_URL_CHARS;
 
-/// What people know a webhook by, as registered.
+/// The URL and account of a webhook, by which people know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Label {
-    /// Its primary key.
+    /// The webhook's id.
     pub id: Uuid,
     /// Its URL; empty if its row can't be read.
     pub url: Box<str>,
@@ -18,7 +18,7 @@ pub struct Label {
 }
 
 impl Store {
-    /// The labels of those of these webhooks that exist, in any order.
+    /// The labels of these webhooks, in any order. Deleted ones are missing in the result.
     ///
     /// # Errors
     /// [`StoreError`]

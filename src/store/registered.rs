@@ -1,4 +1,4 @@
-//! A webhook as the commands show and change it.
+//! Webhooks as the commands show and change them.
 
 use std::collections::HashMap;
 
@@ -10,22 +10,20 @@ use uuid::Uuid;
 
 use super::change::{ColumnChange, NewSecret, Owned};
 use super::row::{self, some, text};
+use super::time::{NOW_IN_UTC, rfc3339_seconds};
 use super::{Parameter, Store, StoreError};
 use crate::domain::account;
 use crate::domain::secret::Secret;
 use crate::domain::webhook::{Patterns, Webhook};
 
-/// The longest `events` that is shown, as JSON, in characters: several thousand patterns.
+/// The longest `events` that is shown, in characters of JSON: several thousand patterns.
 const MOST_OF_EVENTS: usize = 1 << 20;
 
-/// The largest compressed size of it: less than a second's work to decompress.
+/// The largest `events` that is decompressed, in stored bytes: that takes less than a second.
 const MOST_OF_PACKED_EVENTS: usize = 256 << 10;
 
-/// The longest text for people that is read.
-const MOST_OF_WORDS: usize = 10_000;
-
-/// The longest time as text.
-const MOST_OF_TIME: usize = 64;
+/// The longest description or reason that is read, in characters.
+const MOST_OF_TEXT: usize = 10_000;
 
 /// A webhook with everything that the commands show.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -36,7 +34,7 @@ pub struct Registered {
     pub post_url: String,
     /// The patterns of the event types it wants.
     pub events: Vec<String>,
-    /// When it was registered, in RFC 3339.
+    /// When it was registered, in RFC 3339. The column has no time zone: its times count as UTC.
     pub created_at: Option<String>,
     /// When it was disabled, in RFC 3339.
     pub disabled_at: Option<String>,
@@ -46,7 +44,7 @@ pub struct Registered {
     pub paused_at: Option<String>,
     /// Whether its requests are signed.
     pub signed: bool,
-    /// Until when they are also signed with the previous secret, in RFC 3339.
+    /// Until when its requests are also signed with the previous secret, in RFC 3339.
     pub previous_secret_expires_at: Option<String>,
     /// Its description.
     pub description: Option<String>,
@@ -55,48 +53,31 @@ pub struct Registered {
     /// The names of its headers. Their values are secrets.
     #[serde(serialize_with = "hide_values")]
     pub headers: Option<Vec<String>>,
-    /// Its deadline, as in the table.
+    /// The time limit of its requests, as in the table.
     #[serde(serialize_with = "as_number")]
     pub timeout_ms: Option<String>,
-    /// How many requests may be under way at a time, as in the table.
+    /// How many of its requests may be in flight, as in the table.
     #[serde(serialize_with = "as_number")]
     pub max_in_flight: Option<String>,
-    /// How many requests per second there may be, as in the table.
+    /// How many requests per second it may get, as in the table.
     #[serde(serialize_with = "as_number")]
     pub rate_per_second: Option<String>,
     /// The statuses after which its deliveries aren't retried, as in the table.
     pub no_retry_status: Option<String>,
     /// Why its URL, secret or settings can't be used, so that all deliveries are rejected.
     pub unusable: Option<String>,
-    /// Which of its patterns can't match anything, and why; empty if all is well.
+    /// Which of its patterns can't match anything, and why. Also doubts about its account.
     pub warnings: Vec<String>,
-    /// Whether none of its patterns can match, so that it gets no event.
+    /// Whether none of its patterns can match anything, so that it gets no event.
     #[serde(skip)]
     pub wants_nothing: bool,
-    /// Whether `events` is too large to be read completely.
+    /// Whether `events` was too large to be read completely.
     #[serde(skip)]
     pub is_cut: bool,
 }
 
 /// Shown instead of a text that is too large.
 const TOO_LARGE: &str = "(too large)";
-
-/// A time column in RFC 3339, in the session's time zone, UTC. Anything else it contains, as text.
-pub(super) fn time(column: &str) -> String {
-    let bytes = 4 * MOST_OF_TIME;
-    format!(
-        "CASE WHEN pg_column_size({column}) > {bytes} THEN '?'
-              ELSE regexp_replace(left(to_jsonb({column}) #>> '{{}}', {MOST_OF_TIME}), '[+]00:00$', 'Z')
-         END"
-    )
-}
-
-/// The same as the commands print times: to the second. A time without a time zone is in UTC, too: our
-/// sessions have written it.
-pub(super) fn time_to_second(column: &str) -> String {
-    let seconds = r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)([.]\d+)?Z?$";
-    format!(r"regexp_replace({}, '{seconds}', '\1Z')", time(column))
-}
 
 impl Registered {
     /// The columns that [`Registered::of`] reads.
@@ -108,16 +89,16 @@ impl Registered {
         );
         let expires_at = format!(
             "CASE WHEN previous_secret_expires_at > now() THEN {} END AS previous_secret_expires_at",
-            time_to_second("previous_secret_expires_at")
+            rfc3339_seconds("previous_secret_expires_at")
         );
         [
             row::columns_of_webhook(),
             events,
-            format!("{} AS created_at", time_to_second("created_at")),
-            format!("{} AS disabled_at", time_to_second("disabled_at")),
-            text("disabled_reason", MOST_OF_WORDS),
-            format!("{} AS paused_at", time_to_second("paused_at")),
-            text("description", MOST_OF_WORDS),
+            format!("{} AS created_at", rfc3339_seconds("created_at")),
+            format!("{} AS disabled_at", rfc3339_seconds("disabled_at")),
+            text("disabled_reason", MOST_OF_TEXT),
+            format!("{} AS paused_at", rfc3339_seconds("paused_at")),
+            text("description", MOST_OF_TEXT),
             "secret IS NOT NULL AS signed".to_owned(),
             expires_at,
         ]
@@ -126,7 +107,7 @@ impl Registered {
 
     pub(super) fn of(row: &Row) -> Result<Self, postgres::Error> {
         let columns = row::columns(row)?;
-        // If it was cut, it is no longer valid JSON.
+        // If the text was cut, it is no longer valid JSON.
         let patterns = Patterns::read(some(row, "events")?.as_deref());
         Ok(Self {
             id: row.try_get("id")?,
@@ -158,11 +139,11 @@ impl Registered {
         })
     }
 
-    /// The name of a column that wasn't read completely, apart from those that a delivery needs.
+    /// The name of a column that wasn't read completely. [`row::cut`] checks those that a delivery needs.
     pub(super) fn cut(&self) -> Option<&'static str> {
         let is_long = |text: &Option<String>| {
             text.as_ref()
-                .is_some_and(|text| text == TOO_LARGE || text.chars().nth(MOST_OF_WORDS).is_some())
+                .is_some_and(|text| text == TOO_LARGE || text.chars().nth(MOST_OF_TEXT).is_some())
         };
         match self {
             _ if self.is_cut => Some("events"),
@@ -174,7 +155,7 @@ impl Registered {
         }
     }
 
-    /// A webhook of which only id and state can be read.
+    /// A webhook of which only the id and the switches can be read.
     fn unreadable(id: Uuid, why: &str, state: row::Switches) -> Self {
         let at_some_time = |is_so: bool| is_so.then(|| "?".to_owned());
         Self {
@@ -187,7 +168,7 @@ impl Registered {
     }
 }
 
-/// A text for people, without the question marks that stand for one that is too large.
+/// A text to show. If it was too large, PostgreSQL sent question marks instead ([`text`]).
 fn shown(row: &Row, name: &str) -> Result<Option<String>, postgres::Error> {
     let is_too_large = |text: &String| text.len() > 256 && text.bytes().all(|byte| byte == b'?');
     let text = some(row, name)?;
@@ -201,19 +182,19 @@ fn hide_values<S: Serializer>(names: &Option<Vec<String>>, to: S) -> Result<S::O
     }
 }
 
-/// Anything but a number stays a text.
+/// Serializes a number as such, and anything else as text.
 fn as_number<S: Serializer>(text: &Option<String>, to: S) -> Result<S::Ok, S::Error> {
     let number = text.as_deref().and_then(|text| serde_json::from_str::<Number>(text).ok());
     if number.is_some() { number.serialize(to) } else { text.serialize(to) }
 }
 
 impl Store {
-    /// All webhooks, oldest first; or the one with this id.
+    /// All webhooks, oldest first, or only the one with this id.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn list(&self, id: Option<Uuid>) -> Result<Vec<Registered>, StoreError> {
-        self.found(
+        self.returned_by(
             "SELECT id FROM webhooks WHERE ($1 IS NULL OR id = $1) AND id IS NOT NULL
              ORDER BY created_at, id",
             vec![(Box::new(id), Type::UUID)],
@@ -225,7 +206,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn of_account(&self, account: &str) -> Result<Vec<Registered>, StoreError> {
-        let found = self.found(
+        let found = self.returned_by(
             &format!(
                 "SELECT id FROM webhooks WHERE {} = $1 ORDER BY created_at, id",
                 row::OF_ACCOUNT
@@ -233,11 +214,11 @@ impl Store {
             vec![(Box::new(account.to_owned()), Type::TEXT)],
         );
         let mut found = match found {
-            // An account that the database can't represent isn't in the table.
-            Err(StoreError::Refused(_)) if !account.is_ascii() => Vec::new(),
+            // The database's encoding lacks a character of the account, so the table can't contain it.
+            Err(StoreError::InvalidValue(_)) if !account.is_ascii() => Vec::new(),
             found => found?,
         };
-        // By the column's collation, PostgreSQL may consider others equal.
+        // PostgreSQL may consider other accounts equal, by the column's collation.
         found.retain(|webhook| webhook.account.as_deref().is_none_or(|its| its == account));
         Ok(found)
     }
@@ -247,15 +228,15 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn of_urls(&self, urls: &[String]) -> Result<Vec<Registered>, StoreError> {
-        self.found(
+        self.returned_by(
             "SELECT id FROM webhooks WHERE post_url::text = ANY($1) AND id IS NOT NULL
              ORDER BY created_at, id",
             vec![(Box::new(urls.to_vec()), Type::TEXT_ARRAY)],
         )
     }
 
-    /// At most `most` webhooks: those with these ids, then, enabled or not, those with one of these
-    /// patterns; of these, webhooks of other accounts come last.
+    /// At most `most` webhooks, enabled or not: first those with these ids, then those with one of these
+    /// patterns. Webhooks of other accounts come last.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -266,8 +247,8 @@ impl Store {
         account: Option<&str>,
         most: i64,
     ) -> Result<Vec<Registered>, StoreError> {
-        let ask = |account: Option<&str>| {
-            self.found(
+        let query = |account: Option<&str>| {
+            self.returned_by(
                 &format!(
                     "SELECT id FROM webhooks WHERE id = ANY($1) OR events && $2
                      ORDER BY id = ANY($1) DESC,
@@ -282,9 +263,11 @@ impl Store {
                 ],
             )
         };
-        match ask(account) {
+        match query(account) {
             // As in `of_account`.
-            Err(StoreError::Refused(_)) if account.is_some_and(|it| !it.is_ascii()) => ask(None),
+            Err(StoreError::InvalidValue(_)) if account.is_some_and(|it| !it.is_ascii()) => {
+                query(None)
+            }
             found => found,
         }
     }
@@ -308,17 +291,17 @@ impl Store {
         let (mut columns, mut values) = (String::new(), String::new());
         for change in settings {
             columns += &format!(", {}", change.column);
-            values += &format!(", {}", change.joining(&mut parameters));
+            values += &format!(", {}", change.push_to(&mut parameters));
         }
-        let added = self.found(
+        let added = self.returned_by(
             &format!(
-                "INSERT INTO webhooks (post_url, events, secret{columns})
-                 VALUES ($1, $2, $3{values}) RETURNING id"
+                "INSERT INTO webhooks (post_url, events, secret, created_at{columns})
+                 VALUES ($1, $2, $3, {NOW_IN_UTC}{values}) RETURNING id"
             ),
             parameters,
         )?;
         let added = added.into_iter().next();
-        added.ok_or_else(|| StoreError::failing(self.place(), "no row came back"))
+        added.ok_or_else(|| StoreError::failing(self.place(), "the INSERT returned no row"))
     }
 
     /// Changes at least one setting or the secret of a webhook. `None` if it doesn't exist.
@@ -336,12 +319,12 @@ impl Store {
             .into_iter()
             .map(|change| {
                 let column = change.column;
-                format!("{column} = {}", change.joining(&mut parameters))
+                format!("{column} = {}", change.push_to(&mut parameters))
             })
             .collect();
-        changes.extend(secret.map(|secret| secret.joining(&mut parameters)));
+        changes.extend(secret.map(|secret| secret.push_to(&mut parameters)));
         let changes = changes.join(", ");
-        let changed = self.found(
+        let changed = self.returned_by(
             &format!("UPDATE webhooks SET {changes} WHERE id = $1 RETURNING id"),
             parameters,
         );
@@ -353,7 +336,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn remove(&self, id: Uuid) -> Result<Option<Registered>, StoreError> {
-        self.once(move |client| {
+        self.query_once(move |client| {
             let was = read(client, &[id])?;
             let removed =
                 client.execute_typed("DELETE FROM webhooks WHERE id = $1", &[(&id, Type::UUID)])?;
@@ -361,7 +344,7 @@ impl Store {
         })
     }
 
-    /// Disables a webhook for a reason, or enables it if there is none.
+    /// Disables a webhook for this reason, or with `None` enables it.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -370,7 +353,7 @@ impl Store {
         id: Uuid,
         reason: Option<&str>,
     ) -> Result<Option<Registered>, StoreError> {
-        let changed = self.found(
+        let changed = self.returned_by(
             "UPDATE webhooks SET disabled_reason = $2,
                  disabled_at = CASE WHEN $2 IS NULL THEN NULL ELSE coalesce(disabled_at, now()) END
              WHERE id = $1 RETURNING id",
@@ -379,12 +362,12 @@ impl Store {
         changed.map(|mut changed| changed.pop())
     }
 
-    /// Pauses or resumes a webhook. If it is paused already, the time stays.
+    /// Pauses or resumes a webhook. If it is paused already, it keeps its `paused_at`.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn set_paused(&self, id: Uuid, is_paused: bool) -> Result<Option<Registered>, StoreError> {
-        let changed = self.found(
+        let changed = self.returned_by(
             "UPDATE webhooks SET paused_at = CASE WHEN $2 THEN coalesce(paused_at, now()) END
              WHERE id = $1 RETURNING id",
             vec![(Box::new(id), Type::UUID), (Box::new(is_paused), Type::BOOL)],
@@ -392,9 +375,9 @@ impl Store {
         changed.map(|mut changed| changed.pop())
     }
 
-    /// The webhooks whose ids a statement returns, in its order. The statement takes effect even if
-    /// their rows can't be read.
-    fn found(
+    /// The webhooks whose ids a statement returns, in its order. The statement takes effect even if their
+    /// rows can't be read.
+    fn returned_by(
         &self,
         statement: &str,
         parameters: Vec<Owned>,
@@ -411,7 +394,7 @@ impl Store {
         for part in ids.chunks(row::CHUNK).map(<[Uuid]>::to_vec) {
             all.extend(session.run(move |client| read(client, &part))?);
         }
-        session.rest();
+        session.disconnect();
         Ok(all)
     }
 }

@@ -1,22 +1,23 @@
-//! Checks whether this user may do what `run` does, by doing it to no row.
+//! Checks whether this user has the rights that `run` needs: executes its statements so that they affect no
+//! row.
 
 use postgres::{Client, error::SqlState};
 
 use super::{Store, StoreError, conditions, explain, instances};
 
-/// The consequence if the table of instances can't be used.
-pub const EACH_BY_ITSELF: &str = "each instance keeps the limits of webhooks (max_in_flight, rate_per_second) by itself: two of them \
-     send twice as much";
+/// The consequence if this user may not use the table of instances.
+pub const UNSHARED_LIMITS: &str = "each instance keeps the limits of webhooks (max_in_flight, \
+     rate_per_second) by itself, so two instances send twice as much";
 
-/// What `run` does, and the consequence if it isn't allowed. Each statement touches no row, which
-/// PostgreSQL allows or refuses as if it did.
-const WORK: [(&str, &str); 7] = [
+/// The statements of `run`, each with the consequence if it is forbidden. They affect no row, but
+/// PostgreSQL requires the same rights for them.
+const STATEMENTS: [(&str, &str); 7] = [
     (
         "a webhook that answers 410 stays enabled",
         "UPDATE webhooks SET disabled_at = now(), disabled_reason = '' WHERE false",
     ),
     (
-        "no backlog can be created: what a receiver can't take waits in no order",
+        "no backlog can be created: deliveries that have to wait for their receiver lose their order",
         "INSERT INTO backlogs (queue, webhook_id, cause, class)
          SELECT '', NULL::uuid, '', '' WHERE false
          ON CONFLICT (queue, webhook_id) DO UPDATE
@@ -25,11 +26,10 @@ const WORK: [(&str, &str); 7] = [
     ),
     ("no backlog can be removed", "DELETE FROM backlogs WHERE closing_at IS NOT NULL AND false"),
     (
-        "webhooks.events tells nobody of webhooks that fail or are changed, and DISABLE_AFTER disables \
-         none",
-        conditions::WORK,
+        "webhooks.events does not report webhooks that fail or change, and DISABLE_AFTER disables none",
+        conditions::STATEMENTS,
     ),
-    (EACH_BY_ITSELF, instances::WORK),
+    (UNSHARED_LIMITS, instances::STATEMENTS),
     (
         "nothing is logged for `why` and `tail`",
         "INSERT INTO delivery_attempts (at, event_id, event_type, queue, outcome, attempt, detail)
@@ -42,39 +42,42 @@ const WORK: [(&str, &str); 7] = [
     ),
 ];
 
-/// The statements from here on concern the delivery log.
+/// The index of the first statement that concerns the delivery log.
 const OF_LOG: usize = 5;
 
 impl Store {
-    /// Tries what `run` does besides reading, on no row. Returns what would fail: the consequence, and
-    /// the error with what to do. `with_log`: whether there is a delivery log to write.
+    /// Checks the rights that `run` needs besides reading. Returns the consequence of each missing right,
+    /// and the error with the remedy. `with_log`: whether the delivery log is on.
     ///
     /// # Errors
-    /// [`StoreError`] if it couldn't be tried.
-    pub fn unable(&self, with_log: bool) -> Result<Vec<(&'static str, StoreError)>, StoreError> {
+    /// [`StoreError`] if they can't be checked.
+    pub fn missing_rights(
+        &self,
+        with_log: bool,
+    ) -> Result<Vec<(&'static str, StoreError)>, StoreError> {
         let place = std::sync::Arc::clone(self.place());
-        self.once(move |client| {
-            let work = if with_log { &WORK[..] } else { &WORK[..OF_LOG] };
-            let mut unable = Vec::new();
-            for (follows, statement) in work {
+        self.query_once(move |client| {
+            let statements = if with_log { &STATEMENTS[..] } else { &STATEMENTS[..OF_LOG] };
+            let mut missing = Vec::new();
+            for (follows, statement) in statements {
                 if let Err(error) = attempt(client, statement) {
-                    // An error without a code is about the connection.
+                    // An error without a code concerns the connection.
                     if error.as_db_error().is_none() {
                         return Err(error);
                     }
                     let is_missing = error.code() == Some(&SqlState::UNDEFINED_TABLE);
                     // A missing table is reported elsewhere, and isn't about rights.
                     if !is_missing {
-                        unable.push((*follows, explain(&place, &error)));
+                        missing.push((*follows, explain(&place, &error)));
                     }
                 }
             }
-            Ok(unable)
+            Ok(missing)
         })
     }
 }
 
-/// Undone, so that not even a trigger's notification remains.
+/// Executes the statement and rolls it back, so that not even a trigger's notification is sent.
 fn attempt(client: &mut Client, statement: &str) -> Result<(), postgres::Error> {
     let mut transaction = client.transaction()?;
     transaction.batch_execute(statement)?;

@@ -1,42 +1,43 @@
-//! Reads rows of `webhooks` so that nothing in a row makes the query fail.
+//! Reads rows of `webhooks` so that no content of a row makes the query fail.
 //!
-//! Anybody with SQL access writes these rows, and one row must not stop the others. So each column is
-//! read as text, of which PostgreSQL sends no more than can be used. A larger value is replaced by
-//! question marks, which are too long as well, without being decompressed. A value that can't be used
-//! makes its webhook unusable. If PostgreSQL itself fails on a row (its encoding can't be converted to
-//! UTF-8, the disk lost a part of it), ever fewer rows are read at a time until that row is found.
+//! Anybody with SQL access can write these rows, and one row must not affect other webhooks. So each column
+//! is read as text, and PostgreSQL sends no more of it than can be used. It replaces a larger value, without
+//! decompressing it, by question marks, which are too long as well. An invalid value makes its webhook
+//! unusable. If PostgreSQL itself fails on a row (its encoding can't be converted to UTF-8, or the disk lost
+//! a part of it), fewer and fewer rows are read at a time until that row is found.
 
 use postgres::types::Type;
 use postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::error::is_of_a_value;
+use super::time::unix_seconds;
 use crate::domain::account;
 use crate::domain::secret::Secret;
 use crate::domain::settings::{Columns, MAX_COLUMN_CHARS};
 use crate::domain::webhook::{MAX_URL_CHARS, Secrets, Webhook};
 
-/// The longest secret that is read: usable ones have at most some ninety characters.
+/// The longest secret that is read, in characters: usable secrets have some ninety at most.
 const MOST_OF_SECRET: usize = 1_024;
 
-/// The longest number that is read, however it is written.
+/// The longest number that is read, in characters, whatever its notation.
 const MOST_OF_NUMBER: usize = 256;
 
-/// The longest list of statuses that is read.
+/// The longest list of statuses that is read, in characters.
 const MOST_OF_STATUSES: usize = 1_023;
 
 /// More than the longest valid account name.
 pub(super) const MOST_OF_ACCOUNT: usize = 1_023;
 
-/// The account of a row, in the form of the index in `sql/010_accounts.sql`: one that is too long keeps
-/// enough characters to match no event.
+/// The account of a row as an SQL expression, the same as in the index of `sql/010_accounts.sql`. An account
+/// that is too long keeps enough characters to match no event.
 pub(super) const OF_ACCOUNT: &str = "left(account::text, 256)";
 
-/// How many rows are read at a time, so that their number doesn't determine the memory.
+/// How many rows are read at a time, so that memory doesn't grow with their number.
 pub(super) const CHUNK: usize = 1_000;
 
-/// A column as text, whatever its type: at most `most` characters, plus one if it has more. A text with
-/// more bytes than these characters can have isn't decompressed.
+/// A column of any type as text: at most `most` characters, and one more if it is longer. If it has more
+/// bytes than so many characters can have, it isn't decompressed.
 pub(super) fn text(column: &str, most: usize) -> String {
     let (read, bytes) = (most + 1, 4 * (most + 1) + 8);
     format!(
@@ -46,8 +47,8 @@ pub(super) fn text(column: &str, most: usize) -> String {
     )
 }
 
-/// The column `headers`, as in [`text`]. Of JSON only the texts of an object are read: a number of ten
-/// bytes may have 131,072 digits.
+/// The column `headers`, limited as by [`text`]. Only the texts of a JSON object are read, because a number
+/// of ten bytes may have 131,072 digits.
 fn headers() -> String {
     let (read, bytes) = (MAX_COLUMN_CHARS + 1, 4 * (MAX_COLUMN_CHARS + 1) + 8);
     format!(
@@ -64,18 +65,14 @@ fn headers() -> String {
     )
 }
 
-/// The columns that [`webhook`] reads. A time may be `infinity`, which no number can express.
+/// The columns that [`webhook`] reads.
 pub(super) fn columns_of_webhook() -> String {
     [
         "id".to_owned(),
         text("post_url", MAX_URL_CHARS),
         text("secret", MOST_OF_SECRET),
         text("previous_secret", MOST_OF_SECRET),
-        "CASE WHEN previous_secret_expires_at IS NOT NULL
-              THEN extract(epoch FROM
-                       least(greatest(previous_secret_expires_at, 'epoch'), '9999-12-31'))::bigint
-         END AS previous_secret_ends"
-            .to_owned(),
+        format!("{} AS previous_secret_ends", unix_seconds("previous_secret_expires_at")),
         "paused_at IS NOT NULL AS is_paused".to_owned(),
         "disabled_at IS NOT NULL AS is_disabled".to_owned(),
         headers(),
@@ -88,8 +85,8 @@ pub(super) fn columns_of_webhook() -> String {
     .join(", ")
 }
 
-/// Checks that the table exists, has every column, and may be read.
-pub(super) fn look() -> String {
+/// A query that fails if the table doesn't exist, lacks a column, or may not be read.
+pub(super) fn probe() -> String {
     format!("SELECT {}, events FROM webhooks LIMIT 0", columns_of_webhook())
 }
 
@@ -105,7 +102,7 @@ pub(super) fn wanting(
     if let Some(account) = &account {
         parameters.push((account, Type::TEXT));
     }
-    // Not with OR, so that each part can use its own index, however many other accounts want such
+    // UNION ALL rather than OR: each part can use its own index, however many other accounts want such
     // events.
     let select = |columns: &str| {
         let everybodys = format!("SELECT {columns} {WANTING} AND account IS NULL");
@@ -116,7 +113,7 @@ pub(super) fn wanting(
             }
         }
     };
-    // By the column's collation, PostgreSQL may consider others equal.
+    // PostgreSQL may consider other accounts equal, by the column's collation.
     let read = |rows: Vec<Row>| -> Result<Vec<Webhook>, postgres::Error> {
         let mut webhooks = rows.iter().map(webhook).collect::<Result<Vec<_>, _>>()?;
         webhooks.retain(|webhook| account::may_have(webhook.account.as_deref(), account));
@@ -124,7 +121,7 @@ pub(super) fn wanting(
     };
     match client.query_typed(&select(&columns_of_webhook()), &parameters) {
         Ok(rows) => read(rows),
-        // The error is about a row, or about the pattern or account itself: then this fails too.
+        // The error is about a row. If it is about the pattern or the account, the next query fails too.
         Err(error) if is_of_a_value(&error) => {
             let rows = client.query_typed(&select("id"), &parameters)?;
             let ids = rows.iter().map(|row| row.try_get("id")).collect::<Result<Vec<_>, _>>()?;
@@ -140,8 +137,8 @@ pub(super) fn wanting(
     }
 }
 
-/// The accounts of the enabled webhooks with one of these patterns, compared byte by byte whatever the
-/// column's collation; `None` if there are more than `most`.
+/// The accounts of the enabled webhooks with one of these patterns; `None` if there are more than `most`.
+/// They are compared byte by byte, whatever the column's collation.
 pub(super) fn accounts_wanting(
     client: &mut Client,
     patterns: &Vec<String>,
@@ -158,7 +155,7 @@ pub(super) fn accounts_wanting(
     Ok(Some(accounts).filter(|accounts| accounts.len() <= most))
 }
 
-/// The webhook with this id, if there is one, and whether it is disabled.
+/// The webhook with this id, if it exists, and whether it is disabled.
 pub(super) fn look_up(
     client: &mut Client,
     id: Uuid,
@@ -170,7 +167,8 @@ pub(super) fn look_up(
     Ok(found.pop())
 }
 
-/// Reads the rows with these ids, in any order. `unreadable` replaces a row that PostgreSQL can't read.
+/// Reads the rows with these ids, in any order. For a row that PostgreSQL can't read, `unreadable` provides
+/// the value.
 pub(super) fn each<T>(
     client: &mut Client,
     columns: &str,
@@ -206,7 +204,7 @@ pub(super) fn each<T>(
     Ok(found)
 }
 
-/// What is known even of an unreadable row.
+/// The columns that can be read even of an unreadable row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Switches {
     pub(super) is_disabled: bool,
@@ -234,7 +232,6 @@ impl Switches {
 pub(super) fn webhook(row: &Row) -> Result<Webhook, postgres::Error> {
     let secret = |name| Ok(some(row, name)?.map(Secret::new));
     let ends: Option<i64> = row.try_get("previous_secret_ends")?;
-    // A time before 1970 is long past.
     let ends = ends.map(|seconds| u64::try_from(seconds).unwrap_or(0));
     let secrets =
         Secrets { current: secret("secret")?, previous: secret("previous_secret")?.zip(ends) };
@@ -256,7 +253,7 @@ pub(super) fn columns(row: &Row) -> Result<Columns, postgres::Error> {
     })
 }
 
-/// The name of a column that [`columns_of_webhook`] didn't read completely, if there is one.
+/// The name of a column that was longer than [`columns_of_webhook`] reads, if there is one.
 pub(super) fn cut(row: &Row) -> Result<Option<&'static str>, postgres::Error> {
     for (name, most) in [
         ("post_url", MAX_URL_CHARS),
@@ -275,7 +272,7 @@ pub(super) fn cut(row: &Row) -> Result<Option<&'static str>, postgres::Error> {
     Ok(None)
 }
 
-/// A text, if there is one.
+/// A column of text that may be NULL.
 pub(super) fn some(row: &Row, name: &str) -> Result<Option<String>, postgres::Error> {
     row.try_get(name)
 }

@@ -1,9 +1,9 @@
-//! The tables: how they are created, and which parts exist.
+//! Creates and repairs the tables.
 //!
-//! The files in `sql/` lead from the original table to those of this version, each once. Somebody may
-//! drop a part of them later; so `migrate` looks at what is there, too, and not only at its list, and
-//! puts back what is missing. It touches no row, and nothing at all where the database has had other
-//! migrations than this version knows.
+//! Each file in `sql/` is applied once; together they lead from the original table to the tables of this
+//! version. Somebody may drop a part of a table later. So `migrate` also checks which parts exist, and
+//! restores those that are missing. It changes no row. If other migrations than this version knows were
+//! applied to the database, it changes nothing at all.
 
 use postgres::types::Type;
 use postgres::{Client, Transaction};
@@ -16,16 +16,16 @@ mod missing;
 mod tables;
 
 use migrations::{ACCOUNTS, MIGRATIONS, Migration};
-use missing::{is_there, look, missing_columns, restore};
+use missing::{exists, missing_columns, missing_parts, restore};
 use tables::{JOURNAL, TABLES};
 
 pub use migrations::Differences;
 
-/// How many of the affected webhooks are named.
+/// How many of the affected webhooks are listed.
 const MOST_NAMED: i64 = 5;
 
-/// An arbitrary number that no other program uses for locks. Held during each step of `migrate`, so that
-/// two don't collide.
+/// The advisory lock that each step of `migrate` holds, so that two can't collide: a number that no other
+/// program should use.
 const MIGRATION_LOCK: i64 = 0x7765_6268_6f6f_6b73;
 
 /// What `migrate` did.
@@ -33,13 +33,13 @@ const MIGRATION_LOCK: i64 = 0x7765_6268_6f6f_6b73;
 pub struct Migrated {
     /// The migrations that were applied for the first time.
     pub applied: Vec<&'static str>,
-    /// What had existed before and was missing.
+    /// The parts that had existed, were missing, and were restored.
     pub restored: Vec<String>,
     /// The webhooks whose account was only a label until now; `None` if there are none.
     pub labelled: Option<Labelled>,
 }
 
-/// Webhooks whose account was a label and now decides which events they get.
+/// The webhooks whose account was only a label and now decides which events they get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Labelled {
     /// How many there are.
@@ -48,39 +48,39 @@ pub struct Labelled {
     pub named: Vec<Uuid>,
 }
 
-/// Why `migrate` did not do its work.
+/// Why `migrate` failed.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum NotMigrated {
-    /// PostgreSQL did not do what was asked. What was done before stays.
+pub enum MigrateError {
+    /// A statement failed. The steps before it stay.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The database has had other migrations.
+    /// Other migrations were applied to the database.
     #[error("nothing was changed: {0}")]
     Differing(Differences),
 }
 
 impl Store {
-    /// Creates the tables or adds what is missing, and says what was done.
+    /// Creates the tables, or the parts that are missing, and returns what was done.
     ///
     /// # Errors
-    /// [`NotMigrated`].
-    pub fn migrate(&self) -> Result<Migrated, NotMigrated> {
+    /// [`MigrateError`].
+    pub fn migrate(&self) -> Result<Migrated, MigrateError> {
         let mut client = self.connect()?;
         let explained = |error: postgres::Error| explain(self.place(), &error);
         let differences = begin(&mut client).map_err(explained)?;
         if !differences.is_empty() {
-            return Err(NotMigrated::Differing(differences));
+            return Err(MigrateError::Differing(differences));
         }
         Ok(migrate(&mut client).map_err(explained)?)
     }
 
-    /// How the migrations that the database has had differ from this version's. What runs is not
-    /// concerned: a newer version's tables serve an older one, too.
+    /// How the migrations that were applied to the database differ from this version's. `run` doesn't need
+    /// to know: an older version works on a newer one's tables.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn differing_migrations(&self) -> Result<Differences, StoreError> {
-        self.once(|client| {
+        self.query_once(|client| {
             let mut transaction = client.transaction()?;
             let applied = migrations::applied(&mut transaction)?;
             transaction.rollback()?;
@@ -88,16 +88,17 @@ impl Store {
         })
     }
 
-    /// What is missing in the tables, such as `column webhooks.secret`.
+    /// The missing parts of the tables, such as `column webhooks.secret`.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn missing(&self) -> Result<Vec<String>, StoreError> {
-        self.once(|client| {
+        self.query_once(|client| {
             let mut transaction = client.transaction()?;
             let mut missing = Vec::new();
             for table in &TABLES {
-                missing.extend(look(&mut transaction, table)?.into_iter().map(|it| it.what));
+                missing
+                    .extend(missing_parts(&mut transaction, table)?.into_iter().map(|it| it.what));
             }
             transaction.rollback()?;
             Ok(missing)
@@ -105,9 +106,9 @@ impl Store {
     }
 }
 
-/// Makes the table that records what was applied, and completes it, unless something else was applied.
+/// Creates or completes the table of applied migrations, unless other ones were applied.
 fn begin(client: &mut Client) -> Result<Differences, postgres::Error> {
-    alone(client, |transaction| {
+    exclusively(client, |transaction| {
         let applied = migrations::applied(transaction)?;
         let differences = Differences::of(&applied);
         if !differences.is_empty() {
@@ -136,16 +137,16 @@ fn begin(client: &mut Client) -> Result<Differences, postgres::Error> {
 
 fn migrate(client: &mut Client) -> Result<Migrated, postgres::Error> {
     let mut migrated = Migrated::default();
-    // Later files rely on tables that existed before.
+    // Later migrations need the tables of earlier ones.
     for table in &TABLES {
-        let restored = alone(client, |transaction| {
+        let restored = exclusively(client, |transaction| {
             let known = transaction.query_typed(
                 "SELECT 1 FROM schema_migrations WHERE version = $1",
                 &[(&table.version, Type::INT4)],
             )?;
-            let is_lost = !known.is_empty() && !is_there(transaction, table)?;
+            let is_lost = !known.is_empty() && !exists(transaction, table)?;
             if is_lost {
-                transaction.batch_execute(migrations::making(table))?;
+                transaction.batch_execute(migrations::creating(table))?;
             }
             Ok(is_lost)
         })?;
@@ -154,7 +155,7 @@ fn migrate(client: &mut Client) -> Result<Migrated, postgres::Error> {
         }
     }
     for migration in &MIGRATIONS {
-        if alone(client, |transaction| apply(transaction, migration))? {
+        if exclusively(client, |transaction| apply(transaction, migration))? {
             migrated.applied.push(migration.name);
         }
     }
@@ -162,17 +163,17 @@ fn migrate(client: &mut Client) -> Result<Migrated, postgres::Error> {
         migrated.labelled = labelled(client)?;
     }
     for table in &TABLES {
-        let restored = alone(client, |transaction| restore(transaction, table))?;
-        // If a table was restored, so were all its parts.
-        let made = format!("table {}", table.name);
-        if !migrated.restored.contains(&made) {
+        let restored = exclusively(client, |transaction| restore(transaction, table))?;
+        // If a whole table was restored, its parts aren't listed too.
+        let whole = format!("table {}", table.name);
+        if !migrated.restored.contains(&whole) {
             migrated.restored.extend(restored);
         }
     }
     Ok(migrated)
 }
 
-/// Whether it had to be applied.
+/// Applies a migration if it wasn't applied before; returns whether it did.
 fn apply(
     transaction: &mut Transaction<'_>,
     migration: &Migration,
@@ -202,14 +203,14 @@ fn labelled(client: &mut Client) -> Result<Option<Labelled>, postgres::Error> {
     Ok((count > 0).then_some(Labelled { count, named: row.try_get("named")? }))
 }
 
-/// Runs a step that no other `migrate` runs at the same time, completely or not at all. The lock ends
-/// with the step: a pooler may give the next step another session.
-fn alone<T>(
+/// Runs a step in a transaction, while no other `migrate` runs one. The lock ends with the transaction: a
+/// pooler may run the next step in another session.
+fn exclusively<T>(
     client: &mut Client,
     step: impl FnOnce(&mut Transaction<'_>) -> Result<T, postgres::Error>,
 ) -> Result<T, postgres::Error> {
     let mut transaction = client.transaction()?;
-    // Indexing a large table may take longer than our queries may.
+    // To index a large table may take longer than our other statements may.
     transaction.batch_execute("SET LOCAL statement_timeout = 0")?;
     transaction
         .execute_typed("SELECT pg_advisory_xact_lock($1)", &[(&MIGRATION_LOCK, Type::INT8)])?;

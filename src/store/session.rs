@@ -1,11 +1,11 @@
-//! A connection outside the pool, for uses that must not take one from the deliveries.
+//! Connections outside the pool, for uses that must not take one from the deliveries.
 
 use postgres::Client;
 
 use super::connector::Connector;
 use super::{Store, StoreError, bounded_by_timeout, connect, explain, no_answer};
 
-/// One connection, opened on demand, and dropped when it fails or doesn't answer.
+/// A connection that is opened on demand, and dropped when it fails or doesn't answer.
 pub struct Session {
     connector: Connector,
     client: Option<Client>,
@@ -22,7 +22,7 @@ impl std::fmt::Debug for Session {
 }
 
 impl Store {
-    /// A session with this name in PostgreSQL's list. Opens no connection yet.
+    /// A session whose connection has this name in `pg_stat_activity`. Opens no connection yet.
     #[must_use]
     pub fn session(&self, name: &str) -> Session {
         Session { connector: self.connector.named(name), client: None }
@@ -31,7 +31,7 @@ impl Store {
 
 impl Session {
     /// Closes the connection until it is needed again.
-    pub fn rest(&mut self) {
+    pub fn disconnect(&mut self) {
         if let Some(client) = self.client.take() {
             // Closing may take as long as a query.
             let _ = bounded_by_timeout(&self.connector, || {
@@ -41,8 +41,8 @@ impl Session {
         }
     }
 
-    /// Runs `work` on the connection, for as long as a query may take. After `Silence` it may or may not
-    /// have been done.
+    /// Runs `work` on the connection, within the time limit of a query. After [`Failed::Silence`] it is
+    /// unknown whether it was done.
     pub(super) fn run<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
@@ -68,11 +68,11 @@ impl Session {
     }
 }
 
-/// Why a session gave no answer.
+/// Why [`Session::run`] returned no answer.
 #[derive(Debug)]
 pub(super) enum Failed {
-    /// PostgreSQL reported an error, or there was no connection: the work wasn't done (unless the
-    /// connection broke just afterwards).
+    /// PostgreSQL reported an error, or there was no connection: the work wasn't done (unless the connection
+    /// broke right after it).
     Error(StoreError),
     /// There was no answer in time.
     Silence(StoreError),

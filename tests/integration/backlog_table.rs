@@ -17,7 +17,7 @@ use crossbeam_channel::bounded;
 use uuid::Uuid;
 use webhook_notifier::{
     config::{Config, Settings},
-    directory::{Change, Directory},
+    directory::{Directory, TableChange},
     metrics::Metrics,
     shutdown,
     store::{BacklogRow, RemoveError, Standing, Store, StoreError},
@@ -257,7 +257,7 @@ fn changes_of_backlogs_have_a_channel_of_their_own_and_leave_the_directory_alone
         // Ends the listener, even if the test fails.
         let _trigger = trigger;
         let began = ["webhooks", "backlogs", "instances"].map(next);
-        assert_eq!(began, [Change::Webhooks, Change::Backlogs, Change::Instances]);
+        assert_eq!(began, [TableChange::Webhooks, TableChange::Backlogs, TableChange::Instances]);
         wait_until(SOON, "it listens", || directory.is_listening());
         remember();
 
@@ -265,7 +265,7 @@ fn changes_of_backlogs_have_a_channel_of_their_own_and_leave_the_directory_alone
         let other = Uuid::new_v4();
         let told_of = |what: &str, change: &dyn Fn()| {
             change();
-            assert_eq!(next(what), Change::Backlogs, "{what}");
+            assert_eq!(next(what), TableChange::Backlogs, "{what}");
             assert!(directory.knows_any(), "{what}: it has forgotten the webhooks");
         };
         let open = |webhook| store.open_backlog(low, webhook, "rate", "slow").expect("it answers");
@@ -289,7 +289,7 @@ fn changes_of_backlogs_have_a_channel_of_their_own_and_leave_the_directory_alone
         assert!(directory.knows_any());
         let id = store.list(None).expect("it answers")[0].id;
         store.set_paused(id, true).expect("it answers");
-        assert_eq!(next("paused"), Change::Webhooks);
+        assert_eq!(next("paused"), TableChange::Webhooks);
         assert_eq!(told.try_iter().collect::<Vec<_>>(), []);
         let paused = &directory.wanting("a", None).expect("it answers")[0];
         assert!(paused.is_paused, "{paused:?}");
@@ -305,14 +305,14 @@ fn changes_of_backlogs_have_a_channel_of_their_own_and_leave_the_directory_alone
 fn a_missing_trigger_of_backlogs_is_reported_with_the_remedy() {
     let sandbox = Sandbox::new();
     let store = store(&sandbox);
-    assert!(store.hears_changes().expect("it answers").is_ok());
+    assert!(store.check_notifications().expect("it answers").is_ok());
     let mut notifier = sandbox.notifier().start();
     sandbox.database.execute("ALTER TABLE backlogs DISABLE TRIGGER backlogs_changed", &[]);
     let line = notifier.wait_stderr(SOON, "directory bypassed");
     for part in ["`backlogs`", "run `webhook-notifier migrate`"] {
         assert!(line.contains(part), "no {part} in {line}");
     }
-    assert!(store.hears_changes().expect("it answers").is_err());
+    assert!(store.check_notifications().expect("it answers").is_err());
     let checked = sandbox.command(&["check"]);
     assert!(checked.stdout.contains("run `webhook-notifier migrate`"), "{checked:?}");
     sandbox.database.execute("ALTER TABLE backlogs ENABLE TRIGGER backlogs_changed", &[]);

@@ -150,8 +150,8 @@ fn a_parameter_that_cannot_be_read_is_named() {
     let sandbox = Sandbox::new();
     for (url, sent) in [
         ("host=a password=s3cret target_session_attrs=primary", "any, read-write, read-only"),
-        ("host=a password=s3cret port=99999", "a value of port"),
-        ("host=a password=s3cret other=s3cret", "a parameter that is not known"),
+        ("host=a password=s3cret port=99999", "an invalid value of port"),
+        ("host=a password=s3cret other=s3cret", "an unknown parameter"),
     ] {
         let launch = sandbox.launch(&["webhooks", "list"]).env("DATABASE_URL", url);
         let finished = launch.spawn().finish(SOON);
@@ -184,7 +184,7 @@ fn of_several_hosts_one_that_takes_no_writes_is_not_used() {
 
     assert_eq!(finished.code, Some(1), "{finished:?}");
     let sent = format!("{own_address}: ");
-    let standby = "no host that answers is a primary: is a standby to be promoted?";
+    let standby = "none of the hosts that answer is a primary: does a standby have to be promoted?";
     for part in [&sent, standby, &format!("{refusing}: Connection refused")] {
         assert!(finished.stdout.contains(part), "no {part:?} in {finished:?}");
     }

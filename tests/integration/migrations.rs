@@ -61,7 +61,7 @@ fn if_other_statements_were_applied_migrate_changes_nothing_and_says_what_to_do(
          DROP INDEX webhooks_events_idx",
     );
     let parts = [
-        "not what was applied to the database: 2 (events_index), 7 (delivery_attempts)",
+        "those that were applied to the database: 2 (events_index), 7 (delivery_attempts)",
         "`DELETE FROM schema_migrations WHERE version IN (2, 7)`, then `migrate` again",
     ];
     let refused = refuse(&sandbox, &parts);

@@ -1,6 +1,7 @@
 //! Behind PgBouncer: if it lends sessions for a transaction, no change is notified, and the notifier
 //! notices that.
 
+use crate::commands::json;
 use crate::harness::{
     Event, Notifier, Pooler, Receiver, SOON, Sandbox, holds_for, process::Finished, wait_until,
 };
@@ -120,6 +121,33 @@ fn behind_a_session_pooler_changes_are_notified() {
         notifier.metric("webhook_directory_age_seconds", &[]) == 0.0
     });
     notifier.terminate();
+}
+
+#[test]
+fn times_are_in_utc_whatever_the_time_zone_of_the_session() {
+    let sandbox = Sandbox::new();
+    let behind = Behind::new(&sandbox, "transaction", "");
+    let add = ["webhooks", "add", "https://example.org/", "*", "--json"];
+    let id = json(&behind.command(&add).stdout)["id"].as_str().expect("an id").to_owned();
+    behind.command(&["webhooks", "pause", &id]);
+    behind.command(&["webhooks", "disable", &id]);
+    behind.command(&["webhooks", "rotate-secret", &id]);
+    let shown = json(&behind.command(&["webhooks", "show", &id, "--json"]).stdout);
+    for (time, hours_ahead) in [
+        ("created_at", 0),
+        ("paused_at", 0),
+        ("disabled_at", 0),
+        ("previous_secret_expires_at", 24),
+    ] {
+        let text = shown[time].as_str().unwrap_or_else(|| panic!("no {time}: {shown}"));
+        assert!(text.ends_with('Z'), "{time}: {text}");
+        let is_right = sandbox.database.query(
+            "SELECT abs(extract(epoch FROM $1::text::timestamptz - now())::float8 / 3600 - $2) < 0.5",
+            &[&text, &f64::from(hours_ahead)],
+        )[0]
+        .get::<_, bool>(0);
+        assert!(is_right, "{time}: {text}");
+    }
 }
 
 #[test]

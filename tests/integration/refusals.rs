@@ -43,7 +43,7 @@ fn assert_told(notifier: &mut Notifier, queue: &str) {
     wait_until(SOON, "the status page shows it", || {
         let status = notifier.get("/status.json").body;
         status.contains(r#""state":"trouble""#)
-            && status.contains(&format!("{queue} has taken no messages for "))
+            && status.contains(&format!("{queue} has accepted no messages for "))
     });
 }
 

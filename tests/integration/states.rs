@@ -79,7 +79,7 @@ fn a_queue_that_refuses_messages_is_trouble() {
         assert_reported(
             &notifier,
             &Problem {
-                headline: " in hand for it.",
+                headline: " for it.",
                 verdict: "trouble",
                 readyz: 200,
                 alert: "WebhookQueueRefuses",

@@ -1,12 +1,11 @@
 "use strict";
 
-// Asks for status.json every few seconds and shows what it says. Everything that came over the
-// network becomes text, never markup. What is there already stays and gets new numbers, so that
-// a selection or the focus outlives a refresh.
+// Requests status.json every few seconds and shows it. Everything from the network becomes text, never
+// markup. Existing elements are kept and get new numbers, so that a selection and the focus survive a refresh.
 
-const INTERVAL = 5000; // as often as the notifier samples
-const PATIENCE = 10000; // no answer after this is none
-const SPAN = 900; // seconds that the plots show
+const INTERVAL = 5000; // the notifier's sampling interval
+const TIMEOUT = 10000; // of a request
+const SPAN = 900; // the seconds that the plots show
 const SVG = "http://www.w3.org/2000/svg";
 
 const $ = (id) => document.getElementById(id);
@@ -19,7 +18,7 @@ const rate = (number) => (number == null ? "–" : `${short(number)}/s`);
 const sum = (list, of) => list.reduce((all, one) => all + (of(one) ?? 0), 0);
 const known = (list, of) => (list.some((one) => of(one) != null) ? sum(list, of) : null);
 
-/** About so long, in the unit or two that matter. */
+/** A duration in its largest unit or two. */
 function span(seconds) {
   const units = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
   const whole = Math.floor(seconds);
@@ -31,7 +30,7 @@ function span(seconds) {
   return `${Math.floor(whole / size)} ${name}${more ? ` ${more} ${rest[1]}` : ""}`;
 }
 
-/** A quantile's bound. */
+/** The bound of a quantile as text. */
 function bound(quantile) {
   if (!quantile) return "–";
   const { seconds, is_more } = quantile;
@@ -51,7 +50,7 @@ function make(name, attributes = {}, ...children) {
   return node;
 }
 
-/** One child of `parent` for each item, in their order; those of the same key are kept. */
+/** Makes the children of `parent` one for each item, in their order. Keeps children with the same key. */
 function keep(parent, items, keyOf, create, update) {
   const old = new Map([...parent.children].map((child) => [child.dataset.key, child]));
   items.forEach((item, at) => {
@@ -68,8 +67,8 @@ function keep(parent, items, keyOf, create, update) {
   for (const child of old.values()) child.remove();
 }
 
-/** The text, with what stands in backticks as code. */
-function worded(text) {
+/** The text as nodes; parts in backticks become code. */
+function textNodes(text) {
   return text.split("`").map((part, at) => (at % 2 ? make("code", {}, part) : part));
 }
 
@@ -77,11 +76,11 @@ const MARKS = { well: "✓", attention: "!", trouble: "✕", silent: "?" };
 
 function showVerdict(state, headline, advice) {
   const shown = JSON.stringify([state, headline, advice]);
-  // So that what somebody is about to copy stays.
+  // Unchanged text stays, so that a selection in it survives.
   if ($("verdict").dataset.shown === shown) return;
   $("verdict").dataset.shown = shown;
   $("verdict").hidden = false;
-  // Read aloud by a screen reader: not each second that it lasts.
+  // A screen reader reads this aloud, so a change of numbers alone doesn't count.
   if (headline.replace(/\d+/g, "") !== $("announced").textContent.replace(/\d+/g, "")) {
     say($("announced"), headline);
   }
@@ -90,14 +89,14 @@ function showVerdict(state, headline, advice) {
   say($("headline"), headline);
   $("advice").replaceChildren(
     ...advice.map(({ what, remedy }) =>
-      make("li", {}, ...(what ? [make("strong", {}, what)] : []), ...worded(remedy)),
+      make("li", {}, ...(what ? [make("strong", {}, what)] : []), ...textNodes(remedy)),
     ),
   );
   document.title = `${MARKS[state]} ${headline} – webhook-notifier`;
   document.body.classList.toggle("silent", state === "silent");
 }
 
-/** All is well, or the worst of what is wrong; below it what to do, and the rest. */
+/** The headline is the worst problem, if there is one; below it are its remedy and all other advice. */
 function verdict({ state, advice }) {
   if (state === "well") return showVerdict(state, "All is well.", advice);
   const [{ what, remedy }, ...rest] = advice;
@@ -111,13 +110,13 @@ function server({ answers, lasted_seconds }, problem) {
   return [problem ? "✕ answers with an error" : "✕ does not answer", lasted, "is-trouble"];
 }
 
-/** The largest of some counts, by name. */
+/** The largest counts, with their names. */
 function most(counts, names = 2) {
   const all = Object.entries(counts).sort(([, one], [, other]) => other - one);
   return all.slice(0, names).map(([name, number]) => `${name} ${count(number)}`).join(", ");
 }
 
-/** Counts by name, of all lanes together. */
+/** The sums of all lanes' counts, by name. */
 function together(lanes, which) {
   const all = {};
   for (const lane of lanes) {
@@ -128,7 +127,7 @@ function together(lanes, which) {
 
 const total = (counts) => sum(Object.values(counts), (number) => number);
 
-/** What was held back: neither what only goes on by another lane, nor what shutdown ended. */
+/** The deliveries that were held back. Split and interrupted ones only continue in another lane. */
 function heldBack(lanes) {
   const { split, interrupted, ...held } = together(lanes, "held");
   return held;
@@ -143,9 +142,9 @@ function figures(status) {
   const stored = known(lanes.filter((lane) => lane.kind === "backlogs"), (lane) => lane.ready);
   const dead = known(lanes, (lane) => lane.dead);
   const late = age != null && !broker.answers ? `as of ${span(age)} ago` : "";
-  const { ailing, broken, known: asked } = receivers;
+  const { ailing, broken, known: recent } = receivers;
   const held = heldBack(lanes);
-  const inHand = sum(refusing, (one) => one.messages);
+  const refused = sum(refusing, (one) => one.messages);
   const attention = (number) => (number > 0 ? "is-attention" : "");
   const inUse = known(lanes, (lane) => lane.in_use);
   const capacity = known(lanes, (lane) => lane.capacity);
@@ -156,14 +155,14 @@ function figures(status) {
     ["Delivered", rates("delivered"), counted("delivered"), "", "webhook_request_success_total"],
     ["Failed attempts", rates("failed"), counted("failed"), "", "webhook_request_failure_total"],
     ["Requests in flight", count(sum(lanes, (lane) => lane.in_flight)), capacity == null ? "" : `${count(inUse)} of ${count(capacity)} in use`, "", "webhook_requests_in_flight"],
-    ["Ailing receivers", count(ailing), `${broken ? `${count(broken)} down, ` : ""}of ${count(asked)} asked`, attention(broken), "webhook_receivers_ailing"],
+    ["Ailing receivers", count(ailing), `${broken ? `${count(broken)} down, ` : ""}of ${count(recent)} recent`, attention(broken), "webhook_receivers_ailing"],
     ["Waiting for a retry", count(known(waiting, (one) => one.messages)), late, "", 'webhook_queue_messages{queue=~"webhooks.wait.*"}'],
     ["In backlogs", count(stored), late || (backlogs.filled ? `of ${count(backlogs.webhooks)} receivers` : ""), "", "webhook_backlog_deliveries"],
     ["Held back", count(total(held)), total(held) ? most(held) : "since the start", "", "webhook_deliveries_held_total"],
     ["Dropped", count(total(dropped)), total(dropped) ? most(dropped) : "since the start", "", "webhook_deliveries_dropped_total"],
     ["Dead letters", count(dead), late || most(together(lanes, "died")), attention(dead), 'webhook_queue_messages{queue=~".*.dead"}'],
     ["Orphaned", count(orphaned), late, attention(orphaned), 'webhook_queue_messages{queue="webhooks.orphaned"}'],
-    ["Refused by RabbitMQ", count(refusals), refusing.length ? `${count(inHand)} in hand` : "since the start", refusing.length ? "is-trouble" : "", "webhook_refusals_total"],
+    ["Refused by RabbitMQ", count(refusals), refusing.length ? `${count(refused)} waiting` : "since the start", refusing.length ? "is-trouble" : "", "webhook_refusals_total"],
   ];
 }
 
@@ -197,7 +196,7 @@ function cells(row, labels, numbers) {
   return row;
 }
 
-/** A cell's text, a smaller line below it, and the metric that it is. */
+/** Sets a cell's text, the smaller text below it, and the name of its metric. */
 function fill(cell, text, more = "", metric = "") {
   if (!cell.firstChild) cell.append(make("span"), make("small"));
   say(cell.firstChild, text);
@@ -243,7 +242,7 @@ function updateLane(row, lane) {
   fill(p99, bound(lane.lag_p99), "", `webhook_delivery_lag_seconds${of}`);
 }
 
-/** Each queue with its lanes. */
+/** The queues, each with its lanes. */
 function queuesOf(lanes) {
   return [...new Set(lanes.map((lane) => lane.origin))].map((origin) => ({
     origin,
@@ -262,7 +261,7 @@ function queueRow({ origin }) {
   return row;
 }
 
-/** Whether what waits becomes more, and else when it is over. */
+/** Whether the number of waiting deliveries grows; otherwise when none will be left. */
 function trend(waiting, growth, emptyIn) {
   if (!waiting || growth == null) return "";
   if (Math.abs(growth) < 0.05) return "steady";
@@ -270,8 +269,8 @@ function trend(waiting, growth, emptyIn) {
   return emptyIn == null ? `▼ ${rate(-growth)}` : `▼ empty in ${span(Math.max(1, emptyIn))}`;
 }
 
-/** In how many seconds the last of them is; null if one does not become less. */
-function last(kinds) {
+/** The seconds until all of these lanes are empty; null if one of them doesn't shrink. */
+function allEmptyIn(kinds) {
   return kinds.some((kind) => kind.empty_in_seconds == null) ? null : Math.max(...kinds.map((kind) => kind.empty_in_seconds));
 }
 
@@ -283,7 +282,7 @@ function updateQueue(row, { origin, lanes, ages }) {
   const rates = (which) => rate(known(lanes, (lane) => lane.rates?.[which]));
   const counted = (which) => count(sum(lanes, (lane) => lane[which]));
   const metric = (name) => `${name}{queue=~${JSON.stringify(`${origin}([.](retry|backlog))?`)}}`;
-  // The worst of the three says how it is: the one that has not consumed for longest.
+  // The queue has the state of its worst lane: the one that hasn't consumed for longest.
   const idle = lanes.filter((lane) => lane.state !== "consuming");
   const worst = idle.sort((one, other) => other.lasted_seconds - one.lasted_seconds)[0] ?? lanes[0];
   const where = idle.length === 0 || idle.length === lanes.length ? "" : `${KINDS[worst.kind]}, `;
@@ -291,7 +290,7 @@ function updateQueue(row, { origin, lanes, ages }) {
   const ready = known(lanes, (lane) => lane.ready);
   const kinds = lanes.filter((lane) => lane.ready > 0);
   const parts = kinds.map((lane) => `${kinds.length > 1 ? `${count(lane.ready)} ` : ""}${KINDS[lane.kind]}`);
-  const moves = trend(ready, known(lanes, (lane) => lane.growth_per_second), last(kinds));
+  const moves = trend(ready, known(lanes, (lane) => lane.growth_per_second), allEmptyIn(kinds));
   fill(waiting, count(ready), [parts.join(" · "), moves].filter((part) => part).join("\n"), metric("webhook_queue_messages"));
   const [events] = lanes;
   const inUse = events.capacity == null ? "" : `${count(events.in_use)} of ${count(events.capacity)}`;
@@ -311,16 +310,16 @@ function updateQueue(row, { origin, lanes, ages }) {
   }
 }
 
-/** The next round number that is not below. */
+/** The smallest round number that isn't below this one. */
 function ceiling(number) {
   if (!(number > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(number));
   const round = [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power);
-  // A hair less, as 0.3 is a little more than three times 0.1.
+  // With a tolerance, since 3 * 0.1 isn't exactly 0.3.
   return round.find((step) => step >= number * 0.999999) ?? number;
 }
 
-/** What the lanes counted in each step, as rates: [age of its begin, age of its end, per second]. */
+/** What the lanes counted in each step: the ages of its begin and end, the count, and the rate per second. */
 function steps(ages, lanes, which) {
   return ages.slice(1).map((end, at) => {
     const begin = ages[at];
@@ -340,7 +339,7 @@ function graph(which) {
 }
 
 const x = (age) => (SPAN - Math.min(age, SPAN)).toFixed(1);
-// A little below the top, so that its line is not cut; what is not nothing can be seen.
+// The top has a margin, so that the line isn't cut. Every value above zero can be seen.
 const y = (value, top) => (value > 0 ? Math.min(94, 100 - (value / top) * 96) : 100).toFixed(1);
 
 function plotOf(which, ages, lanes) {
@@ -358,7 +357,7 @@ function draw(svg, { all, peak, total, top, now }, title, which) {
   svg.setAttribute("aria-label", `${title}, ${which} per second over the last 15 minutes: now ${now}, ${range}`);
 }
 
-/** How many waited when in some backlogs together: [age, how many], oldest first. */
+/** How many deliveries waited in these backlogs together, by age, oldest first. */
 function depths(backlogs) {
   const counts = backlogs.flatMap(({ trend }, of) => trend.ages_seconds.map((age, at) => ({ age, of, waiting: trend.waiting[at] })));
   const latest = backlogs.map(() => 0);
@@ -425,8 +424,8 @@ const CONDITIONS = {
   well: ["✓ well", "is-well"],
 };
 
-/** How it is, where nothing else is known of a receiver than why its backlog waits. */
-const STANDINGS = {
+/** The state of a receiver of which only the cause of its backlog is known. */
+const STATES_BY_CAUSE = {
   paused: ["‖ paused", ""],
   breaker: ["✕ down", "is-trouble", "breaker open"],
   retry_after: ["… asked us to wait", "is-attention"],
@@ -438,51 +437,51 @@ const STANDINGS = {
 };
 
 const REASONS = {
-  status_1xx: "a status 1xx",
+  status_1xx: "status 1xx",
   status_3xx: "a redirect",
-  status_4xx: "a status 4xx",
-  status_5xx: "a status 5xx",
-  timeout: "no answer in time",
+  status_4xx: "status 4xx",
+  status_5xx: "status 5xx",
+  timeout: "timeout",
   refused: "connection refused",
   reset: "connection lost",
-  dns: "its name is not found",
-  tls: "TLS",
-  protocol: "no HTTP",
-  proxy: "the egress proxy",
-  io: "network",
+  dns: "host name not found",
+  tls: "TLS error",
+  protocol: "not HTTP",
+  proxy: "egress proxy error",
+  io: "network error",
 };
 
 function why({ failures, reason, status }) {
   if (!failures) return "a request took over a second";
-  const words = status != null ? `status ${status}` : REASONS[reason] ?? reason ?? "not told";
+  const words = status != null ? `status ${status}` : REASONS[reason] ?? reason ?? "unknown";
   return failures === 1 ? `last attempt failed: ${words}` : `${count(failures)} failures in a row, last: ${words}`;
 }
 
 function next({ is_probed, next_in_seconds }) {
-  if (is_probed) return "under way";
+  if (is_probed) return "in progress";
   if (next_in_seconds == null) return "with its next delivery";
   return next_in_seconds < 1 ? "due" : `in ${span(next_in_seconds)}`;
 }
 
 const CAUSES = {
-  share: "it has its share of the capacity",
-  group: "its account or host has its share of the capacity",
-  slow: "it is slow, and so are as many requests as may be",
+  share: "it uses its share of the capacity",
+  group: "its account or host uses its share of the capacity",
+  slow: "it is slow, and the share of slow receivers is used up",
   unproven: "it has not answered yet",
   ramp: "it had too many requests, and gets fewer now",
   full: "all of the capacity is in use",
   breaker: "its circuit breaker is open",
-  retry_after: "it asked us to stay away",
+  retry_after: "it asked us to wait (Retry-After)",
   max_in_flight: "its webhook's max_in_flight",
   rate: "its webhook's rate_per_second",
-  elsewhere: "another instance sends it, as its webhook's limits allow",
+  elsewhere: "another instance keeps its webhook's limits",
   behind: "being sent, in order",
   paused: "its webhook is paused",
 };
 
 const isAiling = ({ condition }) => condition != null && condition !== "well" && condition !== "unproven";
 
-/** Each receiver once: what is wrong with it, and what waits for it. */
+/** The receivers, each with its condition and its backlogs. */
 function receiversOf({ receivers, backlogs }) {
   const all = new Map();
   const of = (one) => {
@@ -490,12 +489,12 @@ function receiversOf({ receivers, backlogs }) {
     return all.get(one.webhook);
   };
   for (const one of receivers.listed) Object.assign(of(one), one);
-  // Who is not there, where all that ail are, is well.
+  // If all ailing receivers are listed, one that isn't listed is well.
   const areAll = receivers.listed.length >= receivers.matching;
   for (const one of backlogs.listed) {
     const receiver = of(one);
     const isWell = receiver.condition ? !isAiling(receiver) : areAll;
-    // Why it began to wait is over by then.
+    // These causes no longer hold once the receiver is well.
     const isOver = isWell && ["breaker", "retry_after", "slow", "ramp"].includes(one.cause);
     receiver.backlogs.push(isOver ? { ...one, cause: "behind", next_in_seconds: null } : one);
   }
@@ -519,18 +518,18 @@ function updateReceiver(row, one) {
   const [name, state, reason, lasted, attempt, backlog] = row.children;
   const [account, place, id] = name.children;
   const { backlogs, condition } = one;
-  // The one that most waits in.
+  // The largest backlog.
   const [first] = [...backlogs].sort((one, other) => other.waiting - one.waiting);
   say(account, one.account ?? "");
   account.hidden = one.account == null;
   say(place, one.place ?? "host and path not known");
   for (const node of [account, place]) node.title = node.textContent;
   id.lastChild.setAttribute("aria-label", `copy the id of ${one.account ?? ""} ${one.place ?? one.webhook}`);
-  const [word, tone, more] = (condition ? CONDITIONS[condition] : STANDINGS[first?.cause]) ?? ["waits", ""];
+  const [word, tone, more] = (condition ? CONDITIONS[condition] : STATES_BY_CAUSE[first?.cause]) ?? ["waits", ""];
   fill(state, word, more).firstChild.className = tone;
   const ails = isAiling(one);
   const causes = [...new Set(backlogs.map(({ cause }) => cause))];
-  // Why its backlog waits, where that is not what is wrong with it already.
+  // The causes of its backlogs that its condition doesn't already say.
   const waits = causes.filter((cause) => !ails || !["breaker", "retry_after", "slow", "behind", "ramp"].includes(cause));
   const reasons = [ails ? why(one) : "", ...waits.map((cause) => CAUSES[cause] ?? cause)];
   fill(reason, reasons.filter((part) => part).join("; ") || "–");
@@ -541,7 +540,7 @@ function updateReceiver(row, one) {
   updateBacklog(backlog, backlogs);
 }
 
-/** How many wait for it, how many did, and when it is over. */
+/** How many deliveries wait, their trend, and when none will be left. */
 function updateBacklog(cell, backlogs) {
   if (!cell.firstChild) {
     const spark = make("span", { class: "spark" }, graph("waiting"));
@@ -553,7 +552,7 @@ function updateBacklog(cell, backlogs) {
   say(number, is ? count(waiting) : "–").className = is ? "" : "nothing";
   spark.hidden = !is;
   if (is) drawDepths(spark.firstChild, depths(backlogs));
-  // All its queues share what it takes.
+  // Its backlogs share its throughput.
   const growth = known(backlogs, (one) => one.growth_per_second);
   say(pace, is ? trend(waiting, growth, waiting / -growth) : "");
   const parts = backlogs.map((one) => (backlogs.length > 1 ? `${one.queue} ${count(one.waiting)}` : one.queue));
@@ -566,19 +565,19 @@ function showReceivers(status) {
   keep($("receivers"), all, (one) => one.webhook, receiverRow, updateReceiver);
   $("receivers-table").hidden = all.length === 0;
   const more = Math.max(receivers.matching - receivers.listed.length, backlogs.matching - backlogs.listed.length);
-  const others = more > 0 ? ` The worst are here, and ${count(more)} more are not.` : "";
-  const asked = `${count(receivers.known)} ${receivers.known === 1 ? "was" : "were"} asked lately`;
+  const others = more > 0 ? ` The worst are listed; ${count(more)} more are not.` : "";
+  const recent = `${count(receivers.known)} ${receivers.known === 1 ? "receiver" : "receivers"} got requests recently`;
   const matching = Math.max(receivers.matching, all.length);
-  const found = matching === 0 ? "None of them matches; `webhooks list` has all that there are." : `${count(matching)} ${matching === 1 ? "matches" : "match"}.${others}`;
-  const ailing = all.length === 0 ? "nothing is wrong with any, and nothing waits for them." : `these fail, are slow, or have a backlog; nobody else waits for them.${others}`;
-  const note = sought() ? `${asked}. ${found}` : `${asked}: ${ailing}`;
-  // Read aloud when it changes.
+  const found = matching === 0 ? "None of them matches; `webhooks list` shows all webhooks." : `${count(matching)} ${matching === 1 ? "matches" : "match"}.${others}`;
+  const ailing = all.length === 0 ? "all of them are well, and no deliveries wait for them." : `these fail, are slow, or have a backlog; no other receiver waits for them.${others}`;
+  const note = sought() ? `${recent}. ${found}` : `${recent}: ${ailing}`;
+  // A screen reader reads it aloud when it changes.
   if ($("receivers-note").dataset.shown === note) return;
   $("receivers-note").dataset.shown = note;
-  $("receivers-note").replaceChildren(...worded(note));
+  $("receivers-note").replaceChildren(...textNodes(note));
 }
 
-/** What is looked for. */
+/** The words of the search. */
 function sought() {
   return $("search").value.trim();
 }
@@ -587,7 +586,7 @@ async function copyText(text, button) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
-    // A browser that trusts no plain HTTP has no clipboard for us, but copies what is selected.
+    // Over plain HTTP the browser offers no clipboard, but it still copies a selection.
     getSelection().selectAllChildren(button.previousSibling);
     if (!document.execCommand("copy")) return;
   }
@@ -616,14 +615,15 @@ let answered = null;
 let asking = false;
 let silent = false;
 
-const clock = (date) => date.toLocaleTimeString("en-GB");
+// In UTC by RFC 3339, as in the log.
+const clock = (date) => date.toISOString().replace(/[.]\d+/, "");
 
-/** It does not answer: what is shown is old, and that must be plain. */
+/** Says that the notifier doesn't answer, and that the numbers are outdated. */
 function showSilence() {
   const since = answered ? ` since ${clock(answered)}` : "";
-  const what = answered ? "What is below is as of then. " : "";
+  const what = answered ? "The numbers below are from then. " : "";
   if (answered) say($("as-of"), `As of ${clock(answered)}, ${span((Date.now() - answered) / 1000)} ago`);
-  const remedy = `${what}Does its process run, and does the way to it work? While it is away, events wait at RabbitMQ and nothing is lost.`;
+  const remedy = `${what}Is its process running, and does the network reach it? If it is down, events wait in RabbitMQ, and nothing is lost.`;
   showVerdict("silent", `No answer from the notifier${since}.`, [{ what: "", remedy }]);
 }
 
@@ -633,19 +633,19 @@ async function ask() {
   const words = sought();
   const query = words ? `?receivers=${encodeURIComponent(words)}` : "";
   try {
-    const answer = await fetch("status.json" + query, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+    const answer = await fetch("status.json" + query, { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) });
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     const status = await answer.json();
     [answered, silent] = [new Date(), false];
     show(status);
-    say($("as-of"), `As of ${clock(answered)}, asked every ${INTERVAL / 1000} s`);
+    say($("as-of"), `As of ${clock(answered)}, refreshed every ${INTERVAL / 1000} s`);
   } catch {
     silent = true;
     showSilence();
   } finally {
     asking = false;
   }
-  // What was typed meanwhile.
+  // The search has changed meanwhile.
   if (words !== sought()) ask();
 }
 
@@ -655,7 +655,7 @@ $("search").addEventListener("input", () => {
   typed = setTimeout(ask, 200);
 });
 
-// A page that nobody looks at asks nothing.
+// A hidden page requests nothing.
 setInterval(() => document.hidden || ask(), INTERVAL);
 setInterval(() => silent && showSilence(), 1000);
 document.addEventListener("visibilitychange", () => document.hidden || ask());

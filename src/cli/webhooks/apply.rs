@@ -21,7 +21,7 @@ use crate::domain::declared::{Existing, Field, FileProblem, Plan, Values, plan};
 use crate::domain::settings::Column;
 use crate::domain::webhook::{Candidate, Twins, doubt, read_url, twins, url_key};
 use crate::sender;
-use crate::store::{NotCarriedOut, Store};
+use crate::store::{ApplyError, Store};
 
 /// How long all look-ups of new URLs' hosts together may take.
 const LOOK_UPS: Duration = Duration::from_secs(3);
@@ -81,7 +81,7 @@ pub(super) fn run(Apply { file, dry_run, prune, common }: Apply) -> Result<ExitC
     let shown = if common.output.json { Ok(()) } else { report.differences().try_for_each(print) };
     if !dry_run && !plan.is_empty() {
         let there = known.iter().map(|it| it.id).collect();
-        store.carry_out(&plan, there).map_err(|error| not_carried_out(error, &file))?;
+        store.apply(&plan, there).map_err(|error| not_carried_out(error, &file))?;
     }
     // Host names are looked up afterwards, so that the changes follow soon after the reading: the less time
     // between, the fewer conflicts with other changes.
@@ -126,17 +126,17 @@ fn refuse(source: &Source, problems: &[FileProblem]) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn not_carried_out(error: NotCarriedOut, file: &Path) -> anyhow::Error {
+fn not_carried_out(error: ApplyError, file: &Path) -> anyhow::Error {
     match error {
-        NotCarriedOut::Store(error) => anyhow!("nothing was changed: {error}"),
-        NotCarriedOut::Unknown(error) => {
+        ApplyError::Store(error) => anyhow!("nothing was changed: {error}"),
+        ApplyError::Unknown(error) => {
             anyhow!(
                 "PostgreSQL failed at the commit, so either everything was changed or nothing; \
                  `webhooks apply {} --dry-run` says which: {error}",
                 file.display()
             )
         }
-        NotCarriedOut::Changed(ids) => {
+        ApplyError::Changed(ids) => {
             let named: Vec<_> = ids.iter().take(MOST_NAMED).map(Uuid::to_string).collect();
             let more = ids.len() - named.len();
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };

@@ -1,4 +1,4 @@
-//! Advice if limits aren't shared between instances.
+//! Advice if instances don't share the limits of webhooks.
 
 use super::{Advice, Overall};
 use crate::domain::shown;
@@ -7,7 +7,7 @@ use crate::status::snapshot::Snapshot;
 /// How many characters of PostgreSQL's message are shown.
 const MOST_OF_PROBLEM: usize = 400;
 
-/// The other instances aren't known.
+/// The other instances are unknown.
 pub(super) fn of_instances(snapshot: &Snapshot) -> Option<Advice> {
     let problem = snapshot.instances_problem.as_ref()?;
     Some(Advice {

@@ -1,4 +1,4 @@
-//! Advice about what the notifier did by itself, and notices that it can't publish.
+//! Advice about notices that can't be published, and webhooks that the notifier disabled by itself.
 
 use super::{Advice, Overall, counted, is_away, names, span};
 use crate::domain::shown;
@@ -12,7 +12,7 @@ const MOST_OF_PROBLEM: usize = 400;
 
 /// Notices can't be published.
 pub(super) fn of_notices(snapshot: &Snapshot) -> Option<Advice> {
-    // Otherwise that is mentioned already.
+    // If a server doesn't answer, that is mentioned already.
     let servers_answer = !is_away(snapshot.broker) && !is_away(snapshot.database);
     let problem = snapshot.notices_problem.as_ref().filter(|_| servers_answer);
     let NoticesNow { problem, lasted_seconds } =
@@ -24,9 +24,10 @@ pub(super) fn of_notices(snapshot: &Snapshot) -> Option<Advice> {
             span(*lasted_seconds),
             shown::line(problem, MOST_OF_PROBLEM)
         ),
-        remedy: "Deliveries go on. The notices wait, as far as there is room; `webhook-notifier \
+        remedy:
+            "Deliveries go on. The notices wait, and are dropped if too many do. `webhook-notifier \
                  check` says which permission is missing."
-            .to_owned(),
+                .to_owned(),
     })
 }
 

@@ -15,7 +15,7 @@ fn well() -> Snapshot {
         origin: origin.to_owned(),
         kind: if is_retry { "retries" } else { "events" },
         consumers: 1,
-        state: LaneState::Consuming,
+        state: LaneStatus::Consuming,
         lasted_seconds: 100.0,
         ready: Some(5),
         growth_per_second: None,
@@ -80,7 +80,7 @@ fn receivers(ailing: usize, broken: usize) -> ReceiversNow {
     ReceiversNow { known: 21, ailing, broken, matching: ailing, listed: Vec::new() }
 }
 
-fn interrupt(snapshot: &mut Snapshot, lanes: std::ops::Range<usize>, state: LaneState) {
+fn interrupt(snapshot: &mut Snapshot, lanes: std::ops::Range<usize>, state: LaneStatus) {
     for lane in &mut snapshot.lanes[lanes] {
         (lane.state, lane.lasted_seconds) = (state, 12.7);
     }
@@ -104,12 +104,12 @@ fn without_anything_wrong_all_is_well() {
 }
 
 #[test]
-fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
+fn a_server_that_is_away_is_named_once_with_the_effect() {
     let away = Server { answers: Some(false), lasted_seconds: 12.7 };
     check(
         |snapshot| {
             snapshot.broker = away;
-            interrupt(snapshot, 0..4, LaneState::NoBroker);
+            interrupt(snapshot, 0..4, LaneStatus::NoBroker);
         },
         Overall::Trouble,
         &["RabbitMQ has not answered for 12 s: nothing is being consumed."],
@@ -117,7 +117,7 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
     check(
         |snapshot| {
             snapshot.database = away;
-            interrupt(snapshot, 2..3, LaneState::NoDatabase);
+            interrupt(snapshot, 2..3, LaneStatus::NoDatabase);
             snapshot.directory_age_seconds = 20.0;
         },
         Overall::Trouble,
@@ -126,7 +126,9 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
     check(
         |snapshot| snapshot.database = away,
         Overall::Trouble,
-        &["PostgreSQL has not answered for 12 s: only events of known types are delivered."],
+        &[
+            "PostgreSQL has not answered for 12 s: only events whose webhooks are cached are delivered.",
+        ],
     );
     check(
         |snapshot| {
@@ -135,13 +137,13 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
         },
         Overall::Trouble,
         &[
-            "PostgreSQL has answered with an error for 12 s: only events of known types are delivered.",
+            "PostgreSQL has answered with an error for 12 s: only events whose webhooks are cached are delivered.",
         ],
     );
     check(
         |snapshot| {
             (snapshot.broker, snapshot.database) = (away, away);
-            interrupt(snapshot, 0..4, LaneState::NoBroker);
+            interrupt(snapshot, 0..4, LaneStatus::NoBroker);
         },
         Overall::Trouble,
         &[
@@ -152,7 +154,7 @@ fn a_server_that_is_away_is_named_once_with_what_follows_from_it() {
     check(
         |snapshot| snapshot.broker = away,
         Overall::Trouble,
-        &["RabbitMQ has not answered for 12 s: the numbers of messages in queues are from before."],
+        &["RabbitMQ has not answered for 12 s: the numbers of messages in queues are outdated."],
     );
 }
 
@@ -169,18 +171,16 @@ fn a_proxy_that_lets_nothing_through_is_trouble() {
 }
 
 #[test]
-fn an_alarm_is_trouble_and_said_once() {
+fn an_alarm_is_trouble_and_mentioned_once() {
     check(
         |snapshot| snapshot.broker_accepts = Some(false),
         Overall::Trouble,
-        &[
-            "RabbitMQ takes no messages: failed deliveries can't be put off, and hold up their lane.",
-        ],
+        &["RabbitMQ accepts no messages: failed deliveries can't be parked, and block their lane."],
     );
     check(
         |snapshot| {
             snapshot.broker_accepts = Some(false);
-            interrupt(snapshot, 0..1, LaneState::NoConfirms);
+            interrupt(snapshot, 0..1, LaneStatus::NoConfirms);
         },
         Overall::Trouble,
         &["RabbitMQ has confirmed no message for 12 s: high is not being consumed."],
@@ -188,7 +188,7 @@ fn an_alarm_is_trouble_and_said_once() {
 }
 
 #[test]
-fn queues_that_take_nothing_are_trouble_and_named() {
+fn queues_that_accept_nothing_are_trouble_and_named() {
     let refusing = |queue: &str, messages, lasted_seconds| RefusingNow {
         queue: queue.to_owned(),
         messages,
@@ -197,27 +197,27 @@ fn queues_that_take_nothing_are_trouble_and_named() {
     check(
         |snapshot| snapshot.refusing = vec![refusing("high.dead", 3, 12.7)],
         Overall::Trouble,
-        &["high.dead has taken no messages for 12 s; 3 messages are in hand for it."],
+        &["high.dead has accepted no messages for 12 s; 3 messages wait for it."],
     );
     check(
         |snapshot| {
             snapshot.refusing = vec![refusing("high.dead", 0, 12.7), refusing("a", 0, 130.0)];
         },
         Overall::Trouble,
-        &["high.dead and a have taken no messages for 2 min."],
+        &["high.dead and a have accepted no messages for 2 min."],
     );
 }
 
 #[test]
 fn lanes_that_do_not_consume_are_named_with_the_cause() {
     check(
-        |snapshot| interrupt(snapshot, 0..2, LaneState::NoBroker),
+        |snapshot| interrupt(snapshot, 0..2, LaneStatus::NoBroker),
         Overall::Trouble,
         &["There has been no connection to RabbitMQ for 12 s: high and high.retry are not \
            being consumed."],
     );
     check(
-        |snapshot| interrupt(snapshot, 1..4, LaneState::NoConfirms),
+        |snapshot| interrupt(snapshot, 1..4, LaneStatus::NoConfirms),
         Overall::Trouble,
         &["RabbitMQ has confirmed no message for 12 s: high.retry, low and low.retry are not \
            being consumed."],
@@ -225,20 +225,20 @@ fn lanes_that_do_not_consume_are_named_with_the_cause() {
     check(
         |snapshot| {
             snapshot.lanes = [well().lanes, well().lanes].concat();
-            interrupt(snapshot, 0..5, LaneState::NoDatabase);
+            interrupt(snapshot, 0..5, LaneStatus::NoDatabase);
         },
         Overall::Trouble,
-        &["PostgreSQL has not given what is needed for 12 s: high, high.retry, low \
+        &["PostgreSQL has not answered the lanes' queries for 12 s: high, high.retry, low \
            and 2 more are not being consumed."],
     );
 }
 
 #[test]
-fn a_start_and_a_stop_are_told_from_trouble() {
+fn a_start_and_a_stop_are_not_trouble() {
     check(
         |snapshot| {
             snapshot.broker.answers = None;
-            interrupt(snapshot, 0..4, LaneState::Starting);
+            interrupt(snapshot, 0..4, LaneStatus::Starting);
         },
         Overall::Attention,
         &["It has been starting for 12 s: nothing is being consumed."],
@@ -246,7 +246,7 @@ fn a_start_and_a_stop_are_told_from_trouble() {
     check(
         |snapshot| {
             snapshot.is_stopping = true;
-            interrupt(snapshot, 0..4, LaneState::NoBroker);
+            interrupt(snapshot, 0..4, LaneStatus::NoBroker);
         },
         Overall::Attention,
         &["It is stopping."],
@@ -254,14 +254,14 @@ fn a_start_and_a_stop_are_told_from_trouble() {
 }
 
 #[test]
-fn what_only_wants_attention_comes_after_trouble_and_what_is_worth_knowing_last() {
+fn trouble_comes_first_then_attention_then_information() {
     check(
         |snapshot| {
             snapshot.receivers = receivers(5, 3);
             snapshot.lanes[0].dead = Some(1_200);
             snapshot.lanes[2].dead = Some(34);
             snapshot.directory_age_seconds = 400.0;
-            interrupt(snapshot, 0..4, LaneState::NoConfirms);
+            interrupt(snapshot, 0..4, LaneStatus::NoConfirms);
         },
         Overall::Trouble,
         &[
@@ -287,7 +287,7 @@ fn what_only_wants_attention_comes_after_trouble_and_what_is_worth_knowing_last(
 }
 
 #[test]
-fn what_stands_still_in_spite_of_readiness_is_trouble() {
+fn a_consuming_lane_that_receives_nothing_from_its_nonempty_queue_is_trouble() {
     let still = Rates { received: 0.0, delivered: 0.0, failed: 0.0 };
     check(
         |snapshot| {
@@ -295,7 +295,7 @@ fn what_stands_still_in_spite_of_readiness_is_trouble() {
             snapshot.lanes[1].rates = Some(still);
         },
         Overall::Trouble,
-        &["10 messages wait in high and high.retry, and none has come for a minute."],
+        &["10 messages wait in high and high.retry, and none has been received for a minute."],
     );
     let quiet = |snapshot: &mut Snapshot| {
         snapshot.lanes[0].rates = Some(still);
@@ -308,7 +308,7 @@ fn what_stands_still_in_spite_of_readiness_is_trouble() {
 }
 
 #[test]
-fn what_is_used_up_late_or_waits_is_told() {
+fn used_up_capacity_late_deliveries_and_backlogs_are_mentioned() {
     let used_up = |ready| {
         move |snapshot: &mut Snapshot| {
             snapshot.lanes[2].in_use = Some(64);
@@ -321,7 +321,7 @@ fn what_is_used_up_late_or_waits_is_told() {
     let late = |bound: Bound| {
         move |snapshot: &mut Snapshot| snapshot.lanes[0].lag_p50 = Some(bound.into())
     };
-    let expected = "Half of the deliveries of high come over a minute late.";
+    let expected = "Half of the deliveries of high arrive over a minute late.";
     check(late(Bound::AtMost(120.0)), Overall::Attention, &[expected]);
     check(late(Bound::Above(60.0)), Overall::Attention, &[expected]);
     check(late(Bound::AtMost(60.0)), Overall::Well, &[]);
@@ -336,7 +336,7 @@ fn what_is_used_up_late_or_waits_is_told() {
 }
 
 #[test]
-fn what_was_deleted_and_what_can_t_be_used_is_named() {
+fn deleted_and_unusable_objects_are_named() {
     let object = |is_there, problem: Option<&str>, lost_seconds| ObjectNow {
         kind: "queue",
         name: "webhooks.wait.1m".to_owned(),
@@ -363,7 +363,7 @@ fn what_was_deleted_and_what_can_t_be_used_is_named() {
 }
 
 #[test]
-fn many_receivers_that_fail_together_are_more_than_their_owners_matter() {
+fn many_receivers_that_fail_together_need_attention() {
     let of = |known, ailing| {
         move |snapshot: &mut Snapshot| {
             snapshot.receivers =
@@ -377,13 +377,13 @@ fn many_receivers_that_fail_together_are_more_than_their_owners_matter() {
 }
 
 #[test]
-fn spans_are_told_in_the_unit_that_matters() {
+fn spans_have_their_largest_suitable_unit() {
     let spans = [0.2, 119.0, 120.0, 7_199.0, 7_200.0, 172_799.0, 172_800.0].map(span);
     assert_eq!(spans, ["0 s", "119 s", "2 min", "119 min", "2 h", "47 h", "2 days"]);
 }
 
 #[test]
-fn what_was_disabled_by_itself_and_what_nobody_is_told_is_said() {
+fn disabled_webhooks_and_unpublished_notices_are_mentioned() {
     let mut snapshot = well();
     let disabled = |n: u128| DisabledNow {
         webhook: uuid::Uuid::from_u128(n),
@@ -406,11 +406,14 @@ fn what_was_disabled_by_itself_and_what_nobody_is_told_is_said() {
     assert_eq!((state, advice.len()), (Overall::Attention, 1));
     assert!(advice[0].what.contains("60 s: ACCESS_REFUSED"), "{advice:?}");
     snapshot.broker.answers = Some(false);
-    assert!(of(&snapshot).1.iter().all(|one| !one.what.contains("webhooks.events")), "that is why");
+    assert!(
+        of(&snapshot).1.iter().all(|one| !one.what.contains("webhooks.events")),
+        "the broker is the cause"
+    );
 }
 
 #[test]
-fn limits_that_each_instance_keeps_by_itself_are_told_with_the_cause() {
+fn unknown_instances_are_mentioned_with_the_cause() {
     let mut snapshot = well();
     snapshot.instances.clear();
     snapshot.instances_problem = Some("relation \"notifier_instances\" does not exist".to_owned());

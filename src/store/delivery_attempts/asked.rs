@@ -1,4 +1,4 @@
-//! What the commands query of the log: the report of a webhook, and ids by their beginning.
+//! Queries of the commands: a webhook's report, and ids that begin with a text.
 
 use std::collections::BTreeMap;
 
@@ -6,13 +6,14 @@ use postgres::Row;
 use postgres::types::Type;
 use uuid::Uuid;
 
+use super::super::time::unix_millis;
 use super::super::{Store, StoreError};
-use super::{ENTRY, entry};
+use super::{entry, entry_columns};
 use crate::domain::delivery_log::report::{CountedEntry, WebhookReport};
 use crate::domain::delivery_log::{LogEntry, What};
 use crate::domain::time::UnixMillis;
 
-/// The most entries of a webhook that a report reads, the newest ones: some seconds' work.
+/// The most entries of a webhook that a report reads. They take some seconds; older ones are left out.
 pub const MOST_MARKS: usize = 200_000;
 
 /// A report of a webhook, and the entries that it refers to.
@@ -22,37 +23,41 @@ pub struct Reported {
     pub report: WebhookReport,
     /// The entries by id.
     pub entries: BTreeMap<i64, LogEntry>,
-    /// Whether older entries of that period weren't read.
+    /// Whether older entries of the period were left out.
     pub truncated: bool,
 }
 
 impl Store {
-    /// How a webhook's deliveries went since then, from at most [`MOST_MARKS`] entries.
+    /// The report of a webhook's deliveries since a time, from at most [`MOST_MARKS`] entries.
     ///
     /// # Errors
     /// [`StoreError`]
     pub fn report(&self, webhook: Uuid, since: UnixMillis) -> Result<Reported, StoreError> {
         let most = i64::try_from(MOST_MARKS).unwrap_or(i64::MAX);
-        self.once(move |client| {
-            // Each is read completely only once: what a report counts is in the index and some small
-            // columns.
-            let rows = client.query_typed(
-                "SELECT id, (extract(epoch FROM least(at, '9999-12-31')) * 1000)::bigint AS at,
-                     left(event_id, 255) AS event_id, left(outcome, 64) AS outcome, status,
-                     left(reason, 1024) AS reason, ms, left(dead, 1024) AS dead
+        self.query_once(move |client| {
+            // The report counts by a few small columns. Only the entries that it shows are then read
+            // completely.
+            let newest = format!(
+                "SELECT id, {} AS at, left(event_id, 255) AS event_id, left(outcome, 64) AS outcome,
+                     status, left(reason, 1024) AS reason, ms, left(dead, 1024) AS dead
                  FROM (SELECT * FROM delivery_attempts
                        WHERE webhook_id = $1 AND at >= to_timestamp($2 / 1000.0)
                        ORDER BY delivery_attempts.at DESC LIMIT $3) AS newest
                  ORDER BY newest.at, id",
+                unix_millis("at")
+            );
+            let rows = client.query_typed(
+                &newest,
                 &[(&webhook, Type::UUID), (&since, Type::INT8), (&most, Type::INT8)],
             )?;
             let marks = rows.iter().filter_map(|row| mark(row).transpose());
             let report = WebhookReport::of(marks.collect::<Result<Vec<_>, postgres::Error>>()?);
-            let told: Vec<i64> = report.entries().collect();
-            let asked = format!("SELECT {ENTRY} FROM delivery_attempts WHERE id = ANY($1)");
-            let told = client.query_typed(&asked, &[(&told, Type::INT8_ARRAY)])?;
+            let ids: Vec<i64> = report.entries().collect();
+            let columns = entry_columns();
+            let asked = format!("SELECT {columns} FROM delivery_attempts WHERE id = ANY($1)");
+            let rows_of_ids = client.query_typed(&asked, &[(&ids, Type::INT8_ARRAY)])?;
             let mut entries = BTreeMap::new();
-            for row in &told {
+            for row in &rows_of_ids {
                 if let Some(entry) = entry(row)? {
                     entries.insert(row.try_get("id")?, entry);
                 }
@@ -68,7 +73,7 @@ impl Store {
     /// [`StoreError`]
     pub fn waiting_for_attempt(&self, webhook: Uuid) -> Result<u64, StoreError> {
         let most = i64::try_from(MOST_MARKS).unwrap_or(i64::MAX);
-        let count: i64 = self.once(move |client| {
+        let count: i64 = self.query_once(move |client| {
             let rows = client.query_typed(
                 "SELECT count(DISTINCT event_id) FROM (
                      SELECT event_id, next_attempt_at FROM delivery_attempts
@@ -86,14 +91,14 @@ impl Store {
     /// # Errors
     /// [`StoreError`]
     pub fn events_beginning(&self, with: &str, most: i64) -> Result<Vec<String>, StoreError> {
-        // Escapes what is special in LIKE.
+        // Escapes the characters that are special in LIKE.
         let escaped: String = with
             .chars()
             .flat_map(|c| matches!(c, '\\' | '%' | '_').then_some('\\').into_iter().chain([c]))
             .collect();
         let pattern = format!("{escaped}%");
-        self.once(move |client| {
-            // Goes from each id to the next by the index, however many entries they have.
+        self.query_once(move |client| {
+            // By the index it goes from each id to the next, however many entries each id has.
             let rows = client.query_typed(
                 "WITH RECURSIVE ids (event_id) AS (
                      (SELECT event_id FROM delivery_attempts WHERE event_id LIKE $1
@@ -111,8 +116,8 @@ impl Store {
         })
     }
 
-    /// At most `most` ids of webhooks in this range: those that are registered, and with `logged` also
-    /// those in the log.
+    /// At most `most` ids of webhooks in this range: of registered webhooks, and with `logged` also of those
+    /// in the log.
     ///
     /// # Errors
     /// [`StoreError`]
@@ -140,7 +145,7 @@ impl Store {
                  (SELECT id FROM webhooks WHERE id BETWEEN $1 AND $2 ORDER BY id LIMIT $3) {of_log}
              ) AS found ORDER BY id LIMIT $3"
         );
-        self.once(move |client| {
+        self.query_once(move |client| {
             let rows = client.query_typed(
                 &asked,
                 &[(&first, Type::UUID), (&last, Type::UUID), (&most, Type::INT8)],
@@ -149,12 +154,12 @@ impl Store {
         })
     }
 
-    /// Whether this many characters of a webhook's id distinguish it from all other registered ones.
+    /// Whether the first `characters` of their ids distinguish all registered webhooks.
     ///
     /// # Errors
     /// [`StoreError`]
     pub fn webhooks_differ_within(&self, characters: i32) -> Result<bool, StoreError> {
-        self.once(move |client| {
+        self.query_once(move |client| {
             let rows = client.query_typed(
                 "SELECT count(*) = count(DISTINCT left(id::text, $1)) FROM webhooks",
                 &[(&characters, Type::INT4)],
@@ -164,7 +169,7 @@ impl Store {
     }
 }
 
-/// `None` for a kind of a later version.
+/// `None` for an outcome of a later version.
 fn mark(row: &Row) -> Result<Option<CountedEntry>, postgres::Error> {
     let Some(what) = What::of_label(row.try_get("outcome")?) else { return Ok(None) };
     let status: Option<i32> = row.try_get("status")?;

@@ -1,4 +1,4 @@
-//! Follows the log as it is written.
+//! Reads the log's new entries as they are written.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -9,51 +9,52 @@ use uuid::Uuid;
 
 use super::super::session::Session;
 use super::super::{Store, StoreError};
-use super::{ENTRY, entry};
+use super::{entry, entry_columns};
 use crate::domain::delivery_log::LogEntry;
 
 /// The most entries that [`Follower::next`] returns.
 const PAGE: i64 = 1_000;
 
-/// How many entries back the first matching ones are searched for, and those that were being written at
-/// the first look; more than are written during [`SETTLED`]. (Entries of one webhook have an index.)
+/// How far back, in entries, the first call searches for matching entries, and the later ones for those
+/// that were being written then. This is more than are written within [`SETTLED`]. (The entries of one
+/// webhook have an index.)
 const LOOK_BACK: i64 = 100_000;
 
-/// What was being written this long ago is visible by now, or never will be: several times
-/// [`STATEMENT_TIMEOUT`](super::super::STATEMENT_TIMEOUT), because a commit may wait for a standby.
+/// An entry that was being written this long ago is visible by now, or never will be. This is several
+/// times [`STATEMENT_TIMEOUT`](super::super::STATEMENT_TIMEOUT), because a commit may wait for a standby.
 const SETTLED: Duration = Duration::from_secs(15);
 
-/// A snapshot in which nothing is visible.
+/// A snapshot in which no transaction is visible.
 const NOTHING: &str = "1:1:";
 
-/// Returns each entry once, as it is written by any instance.
+/// Returns each entry once, soon after any instance has written it.
 ///
-/// Ids are assigned before the commit, so a smaller id may become visible after a larger one.
-/// PostgreSQL's snapshots tell what has been seen: an entry is new if its transaction wasn't complete at
-/// the last look and is now. Ids only limit the search.
+/// Ids are assigned before the commit, so a smaller id may become visible after a larger one. Therefore
+/// PostgreSQL's snapshots decide: an entry is new if its transaction is visible in the current snapshot and
+/// wasn't in the previous one. Ids only limit the search.
 #[derive(Debug)]
 pub struct Follower {
     session: Session,
     webhook: Option<Uuid>,
     account: Option<String>,
     only_failures: bool,
-    /// What has been seen, as a snapshot.
+    /// The snapshot whose entries have been returned.
     seen: Option<String>,
-    /// What is being read page by page: the snapshot, and the last id.
+    /// While a snapshot is read page by page: the snapshot, and the last id that was returned.
     page: Option<(String, i64)>,
-    /// Up to this id, everything from before the first look is visible.
+    /// All entries up to this id were visible at the first call.
     floor: i64,
-    /// The largest ids at recent looks, with their times; the first look was long enough before the last
-    /// one.
+    /// The largest ids at recent snapshots, with their times. The first is the latest snapshot that had
+    /// settled at the time of the last.
     ids: VecDeque<(Instant, i64)>,
 }
 
-/// Entries from [`Follower::next`].
+/// New entries from [`Follower::next`].
 #[derive(Debug)]
-pub struct Seen {
+pub struct NewEntries {
     /// In the order of their ids.
     pub entries: Vec<LogEntry>,
-    /// Whether there may be more already.
+    /// Whether more may be available at once.
     pub more: bool,
 }
 
@@ -82,11 +83,11 @@ impl Follower {
     ///
     /// # Errors
     /// [`StoreError`]. The next call misses nothing.
-    pub fn next(&mut self, lines: u32) -> Result<Seen, StoreError> {
+    pub fn next(&mut self, lines: u32) -> Result<NewEntries, StoreError> {
         let (until, after) = match self.page.clone() {
             Some(page) => page,
             None => {
-                let (until, last_id) = self.session.run(look)?;
+                let (until, last_id) = self.session.run(current_snapshot)?;
                 if self.seen.is_none() {
                     self.floor = last_id.saturating_sub(LOOK_BACK);
                 }
@@ -96,7 +97,7 @@ impl Follower {
             }
         };
         let Some(seen) = self.seen.clone() else {
-            // By its index, which orders the webhook's entries by time.
+            // The index of one webhook's entries orders them by time.
             let (order, after) = match self.webhook {
                 Some(_) => ("delivery_attempts.at DESC", 0),
                 None => ("id DESC", self.floor),
@@ -104,7 +105,7 @@ impl Follower {
             let newest = self.select(order, NOTHING.to_owned(), &until, after, lines.into())?;
             self.seen = Some(until);
             let entries = newest.into_iter().rev().filter_map(|(_, entry)| entry);
-            return Ok(Seen { entries: entries.collect(), more: false });
+            return Ok(NewEntries { entries: entries.collect(), more: false });
         };
         let found = self.select("id", seen, &until, after, PAGE)?;
         let more = i64::try_from(found.len()).is_ok_and(|count| count == PAGE);
@@ -112,13 +113,13 @@ impl Follower {
             Some((last, _)) if more => self.page = Some((until, *last)),
             _ => (self.seen, self.page) = (Some(until), None),
         }
-        Ok(Seen { entries: found.into_iter().filter_map(|(_, entry)| entry).collect(), more })
+        Ok(NewEntries { entries: found.into_iter().filter_map(|(_, entry)| entry).collect(), more })
     }
 
-    /// Up to which id everything has been seen, given the largest id: what had settled at the last look,
-    /// however long ago that was.
+    /// The id up to which all entries have been returned, given the largest id now: those that had settled at
+    /// the last snapshot, however long ago that was.
     fn settled(&mut self, last_id: i64) -> i64 {
-        // The table was created anew.
+        // Somebody has created the table anew.
         if self.ids.back().is_some_and(|(_, id)| *id > last_id) {
             self.ids.clear();
             self.floor = 0;
@@ -128,7 +129,7 @@ impl Follower {
         while self.ids.get(1).is_some_and(is_settled) {
             self.ids.pop_front();
         }
-        self.ids.front().filter(|look| is_settled(look)).map_or(self.floor, |(_, id)| *id)
+        self.ids.front().filter(|first| is_settled(first)).map_or(self.floor, |(_, id)| *id)
     }
 
     fn select(
@@ -142,14 +143,15 @@ impl Follower {
         let (until, webhook, only_failures) = (until.to_owned(), self.webhook, self.only_failures);
         let account = self.account.clone();
         let asked = format!(
-            "SELECT {ENTRY} FROM delivery_attempts
+            "SELECT {} FROM delivery_attempts
              WHERE id > $1
                  AND ($4 IS NULL OR webhook_id = $4)
                  AND NOT pg_visible_in_snapshot(tx, $2::text::pg_snapshot)
                  AND pg_visible_in_snapshot(tx, $3::text::pg_snapshot)
                  AND (NOT $5 OR outcome NOT IN ('delivered', 'handed_over', 'unmatched'))
                  AND ($7 IS NULL OR account = $7)
-             ORDER BY {order} LIMIT $6"
+             ORDER BY {order} LIMIT $6",
+            entry_columns()
         );
         let found = self.session.run(move |client| {
             let rows = client.query_typed(
@@ -170,11 +172,11 @@ impl Follower {
     }
 }
 
-/// What is visible now, and the largest id.
-fn look(client: &mut Client) -> Result<(String, i64), postgres::Error> {
+/// The snapshot of what is visible now, and the largest id.
+fn current_snapshot(client: &mut Client) -> Result<(String, i64), postgres::Error> {
     let asked =
         "SELECT pg_current_snapshot()::text, coalesce(max(id), 0)::bigint FROM delivery_attempts";
-    // Not with `query`, which prepares a statement: a pooler may give the next step another session.
+    // Not with `query`: it prepares a statement, and a pooler may run the next step in another session.
     let rows = client.query_typed(asked, &[])?;
     rows.first()
         .map_or_else(|| Ok((NOTHING.to_owned(), 0)), |row| Ok((row.try_get(0)?, row.try_get(1)?)))

@@ -1,4 +1,4 @@
-//! The migrations of this version, and those that a database has had.
+//! The migrations of this version, and those that were applied to a database.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ const CONDITIONS: &str = include_str!("../../../sql/013_webhook_conditions.sql")
 const INSTANCES: &str = include_str!("../../../sql/014_instances.sql");
 pub(super) const CHANGES: &str = include_str!("../../../sql/015_changes.sql");
 
-/// The migration since which `webhooks.account` decides which events a webhook gets.
+/// The name of the migration since which `webhooks.account` decides which events a webhook gets.
 pub(super) const ACCOUNTS: &str = "accounts";
 
 pub(super) struct Migration {
@@ -29,8 +29,8 @@ const fn migration(version: i32, name: &'static str, sql: &'static str) -> Migra
     Migration { version, name, sql }
 }
 
-/// Each may be run again on what it has made. Once databases have had one it stays as it is, but for its
-/// comments: what is to change takes a new one.
+/// Each may be applied again to its own result. Once a migration is released, its statements must not change:
+/// a change needs a new migration.
 pub(super) const MIGRATIONS: [Migration; 15] = [
     migration(1, "webhooks", WEBHOOKS),
     migration(2, "events_index", include_str!("../../../sql/002_events_index.sql")),
@@ -50,8 +50,8 @@ pub(super) const MIGRATIONS: [Migration; 15] = [
 ];
 
 impl Migration {
-    /// SHA-256 of its statements, in hexadecimal. Without comments and indentation, which may be improved
-    /// after databases have had it.
+    /// The SHA-256 of its statements in hexadecimal. Comments and indentation don't count, so they may be
+    /// improved after a release.
     pub(super) fn checksum(&self) -> String {
         let mut hash = Sha256::new();
         let lines = self.sql.lines().map(str::trim);
@@ -63,23 +63,23 @@ impl Migration {
     }
 }
 
-/// The file that makes a table.
-pub(super) fn making(table: &Table) -> &'static str {
+/// The statements that create a table.
+pub(super) fn creating(table: &Table) -> &'static str {
     let made = MIGRATIONS.iter().find(|migration| migration.version == table.version);
     made.map_or("", |migration| migration.sql)
 }
 
-/// A migration that a database has had.
+/// A migration that was applied to a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Applied {
     pub(super) version: i32,
     pub(super) name: String,
-    /// None: the version that applied it recorded none.
+    /// `None` if the version that applied it recorded no checksum.
     pub(super) checksum: Option<String>,
 }
 
-/// The migrations that this database has had; none where this user may not read of them. It does not matter which
-/// columns the table has: it may be an older version's, or another program's.
+/// The migrations that were applied to this database; none if this user may not read their table. The table may
+/// have any columns: an older version or another program may have created it.
 pub(super) fn applied(transaction: &mut Transaction<'_>) -> Result<Vec<Applied>, postgres::Error> {
     let may_read = transaction.query_typed(
         "SELECT coalesce(has_table_privilege(to_regclass($1)::oid, 'SELECT'), false)",
@@ -104,7 +104,8 @@ pub(super) fn applied(transaction: &mut Transaction<'_>) -> Result<Vec<Applied>,
     Ok(applied)
 }
 
-/// Records the checksums of migrations that a version applied that recorded none: it had the same ones.
+/// Records the missing checksums. The older version that applied these migrations had the same ones, and
+/// recorded no checksums.
 pub(super) fn add_checksums(transaction: &mut Transaction<'_>) -> Result<u64, postgres::Error> {
     let versions: Vec<i32> = MIGRATIONS.iter().map(|migration| migration.version).collect();
     let checksums: Vec<String> = MIGRATIONS.iter().map(Migration::checksum).collect();
@@ -116,18 +117,18 @@ pub(super) fn add_checksums(transaction: &mut Transaction<'_>) -> Result<u64, po
     )
 }
 
-/// How the migrations that a database has had differ from this version's. Where they do, this version does not
-/// know what the tables should look like.
+/// How the migrations that were applied to a database differ from this version's. If they do, this version does
+/// not know what the tables should look like.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Differences {
-    /// By their version: those that this version does not know, since a newer one has migrated the database.
+    /// The migrations that this version does not know, because a newer version has applied them: names by number.
     pub unknown: BTreeMap<i32, String>,
-    /// By their version: those with other statements than were applied.
+    /// The migrations whose statements differ from those that were applied: names by number.
     pub changed: BTreeMap<i32, String>,
 }
 
 impl Differences {
-    /// Compares what was applied with what this version would have applied.
+    /// Compares the applied migrations with those of this version.
     pub(super) fn of(applied: &[Applied]) -> Self {
         let mut differences = Self::default();
         for Applied { version, name, checksum } in applied {
@@ -145,14 +146,14 @@ impl Differences {
         differences
     }
 
-    /// Whether there are none.
+    /// Whether there are no differences.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.unknown.is_empty() && self.changed.is_empty()
     }
 }
 
-/// What it is, why, and what to do.
+/// The differences, their causes and the remedies.
 impl fmt::Display for Differences {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let list = |migrations: &BTreeMap<i32, String>| {
@@ -170,9 +171,9 @@ impl fmt::Display for Differences {
         if !self.changed.is_empty() {
             let versions: Vec<_> = self.changed.keys().map(i32::to_string).collect();
             parts.push(format!(
-                "these migrations are not what was applied to the database: {}. Their files have changed \
-                 since, or another build has applied its own. Use `migrate` of that build; or, to apply \
-                 these: `DELETE FROM schema_migrations WHERE version IN ({})`, then `migrate` again",
+                "these migrations differ from those that were applied to the database: {}. Their files \
+                 have changed since, or another build has applied its own. Use `migrate` of that build; or, \
+                 to apply these: `DELETE FROM schema_migrations WHERE version IN ({})`, then `migrate` again",
                 list(&self.changed),
                 versions.join(", ")
             ));
@@ -185,9 +186,9 @@ impl fmt::Display for Differences {
 mod tests {
     use super::*;
 
-    /// A database remembers the migrations that it has had by these.
+    /// A database records the migrations that were applied to it by these checksums.
     #[test]
-    fn a_migration_that_databases_have_had_keeps_its_statements() {
+    fn a_released_migration_keeps_its_statements() {
         let checksums = [
             "01b268da9764322d8915c8b227780fb57b63a93ad756a34bc162ae8991a92855",
             "e4397275e117a4502fd7519f4283a70f5b99f23f0ce172f60187856544e2d72f",
@@ -210,8 +211,8 @@ mod tests {
             assert_eq!(
                 migration.checksum(),
                 checksum,
-                "sql/{version:03}_{name}.sql has changed, and databases have had it: leave it as it was, and \
-                 add a new migration"
+                "the statements of sql/{version:03}_{name}.sql have changed after their release: restore \
+                 them, and add a new migration"
             );
         }
         assert_eq!(MIGRATIONS.len(), checksums.len(), "add the checksum of the new one here");
@@ -227,26 +228,29 @@ mod tests {
     }
 
     #[test]
-    fn they_are_numbered_in_their_order() {
+    fn migrations_are_numbered_in_their_order() {
         let versions: Vec<_> = MIGRATIONS.iter().map(|migration| migration.version).collect();
         let count = i32::try_from(versions.len()).expect("they are few");
         assert_eq!(versions, (1..=count).collect::<Vec<_>>());
     }
 
     #[test]
-    fn what_a_database_has_had_is_compared_by_number_and_checksum() {
-        let had = |version, checksum: Option<&str>| Applied {
+    fn applied_migrations_are_compared_by_number_and_checksum() {
+        let applied = |version, checksum: Option<&str>| Applied {
             version,
             name: format!("m{version}"),
             checksum: checksum.map(str::to_owned),
         };
         let own = MIGRATIONS[0].checksum();
-        let same = [had(1, Some(&own)), had(2, None)];
+        let same = [applied(1, Some(&own)), applied(2, None)];
         assert_eq!(Differences::of(&same), Differences::default());
         assert_eq!(Differences::of(&[]), Differences::default());
 
-        let differing =
-            Differences::of(&[had(1, Some("f")), had(1000, None), had(1001, Some("f"))]);
+        let differing = Differences::of(&[
+            applied(1, Some("f")),
+            applied(1000, None),
+            applied(1001, Some("f")),
+        ]);
         let text = differing.to_string();
         for part in [
             "not know: 1000 (m1000), 1001 (m1001)",

@@ -1,29 +1,29 @@
-//! What of the tables is missing, and how it comes back.
+//! The missing parts of the tables, and how they are restored.
 
 use postgres::Transaction;
 use postgres::types::Type;
 
 use super::migrations;
-use super::tables::{Column, Rest, Table};
+use super::tables::{DefaultValue, Table, TableColumn};
 use crate::store::listen::TRIGGERS;
 
-/// Something that is missing, and how to restore it.
-pub(super) struct Missing {
-    /// `column webhooks.secret`
+/// A missing part of a table, and the statements that restore it.
+pub(super) struct MissingPart {
+    /// Its name, such as `column webhooks.secret`.
     pub(super) what: String,
     pub(super) sql: String,
 }
 
-/// Restores what is missing in an existing table.
+/// Restores the missing parts of a table, and returns their names.
 pub(super) fn restore(
     transaction: &mut Transaction<'_>,
     table: &Table,
 ) -> Result<Vec<String>, postgres::Error> {
     let mut restored = Vec::new();
-    // Columns come first, because the rest needs them.
-    while let missing @ [_, ..] = look(transaction, table)?.as_slice() {
+    // Columns are restored first, because the other parts need them.
+    while let missing @ [_, ..] = missing_parts(transaction, table)?.as_slice() {
         let known = restored.len();
-        for Missing { what, sql } in missing {
+        for MissingPart { what, sql } in missing {
             if !restored.contains(what) {
                 transaction.batch_execute(sql)?;
                 restored.push(what.clone());
@@ -36,7 +36,7 @@ pub(super) fn restore(
     Ok(restored)
 }
 
-pub(super) fn is_there(
+pub(super) fn exists(
     transaction: &mut Transaction<'_>,
     table: &Table,
 ) -> Result<bool, postgres::Error> {
@@ -46,15 +46,15 @@ pub(super) fn is_there(
     rows.first().map_or(Ok(false), |row| row.try_get(0))
 }
 
-/// What is missing of a table: the table itself, or columns, or what depends on these.
-pub(super) fn look(
+/// The missing parts of a table: the table itself, else its columns, else the parts that depend on these.
+pub(super) fn missing_parts(
     transaction: &mut Transaction<'_>,
     table: &Table,
-) -> Result<Vec<Missing>, postgres::Error> {
+) -> Result<Vec<MissingPart>, postgres::Error> {
     let name = table.name;
-    if !is_there(transaction, table)? {
-        let sql = migrations::making(table).to_owned();
-        return Ok(vec![Missing { what: format!("table {name}"), sql }]);
+    if !exists(transaction, table)? {
+        let sql = migrations::creating(table).to_owned();
+        return Ok(vec![MissingPart { what: format!("table {name}"), sql }]);
     }
     let columns = missing_columns(transaction, table)?;
     if !columns.is_empty() {
@@ -70,14 +70,14 @@ pub(super) fn look(
         )?;
         if rows.is_empty() {
             let sql = format!("CREATE INDEX {index} ON {name} {on}");
-            missing.push(Missing { what: format!("index {index}"), sql });
+            missing.push(MissingPart { what: format!("index {index}"), sql });
         }
     }
     if let Some((triggers, sql)) = table.triggers {
         let rows = transaction.query_typed(&format!("SELECT {TRIGGERS}"), &[])?;
         let fires: Option<String> = rows.first().map_or(Ok(None), |row| row.try_get(name))?;
         if fires.is_none() {
-            missing.push(Missing { what: triggers.to_owned(), sql: sql.to_owned() });
+            missing.push(MissingPart { what: triggers.to_owned(), sql: sql.to_owned() });
         }
     }
     Ok(missing)
@@ -86,27 +86,28 @@ pub(super) fn look(
 pub(super) fn missing_columns(
     transaction: &mut Transaction<'_>,
     table: &Table,
-) -> Result<Vec<Missing>, postgres::Error> {
+) -> Result<Vec<MissingPart>, postgres::Error> {
     let name = table.name;
     let rows = transaction.query_typed(
         "SELECT attname::text FROM pg_attribute
          WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
         &[(&name, Type::TEXT)],
     )?;
-    let there = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
-    let missing = table.columns.iter().filter(|column| !there.iter().any(|it| it == column.name));
-    let add = |Column { name: column, kind, rest }: &Column| {
+    let existing = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
+    let missing =
+        table.columns.iter().filter(|column| !existing.iter().any(|it| it == column.name));
+    let add = |TableColumn { name: column, kind, value }: &TableColumn| {
         let add = format!("ALTER TABLE {name} ADD COLUMN {column} {kind}");
-        let sql = match rest {
-            Rest::Nullable => add,
-            Rest::Filled(with) => format!(
+        let sql = match value {
+            DefaultValue::Null => add,
+            DefaultValue::Filled(with) => format!(
                 "{add} NOT NULL DEFAULT {with};
                  ALTER TABLE {name} ALTER COLUMN {column} DROP DEFAULT"
             ),
-            Rest::Default(value) => format!("{add} DEFAULT {value}"),
-            Rest::Identity => format!("{add} GENERATED ALWAYS AS IDENTITY"),
+            DefaultValue::Default(value) => format!("{add} DEFAULT {value}"),
+            DefaultValue::Identity => format!("{add} GENERATED ALWAYS AS IDENTITY"),
         };
-        Missing { what: format!("column {name}.{column}"), sql }
+        MissingPart { what: format!("column {name}.{column}"), sql }
     };
     Ok(missing.map(add).collect())
 }
@@ -115,7 +116,7 @@ pub(super) fn missing_columns(
 fn missing_key(
     transaction: &mut Transaction<'_>,
     table: &Table,
-) -> Result<Vec<Missing>, postgres::Error> {
+) -> Result<Vec<MissingPart>, postgres::Error> {
     let name = table.name;
     let rows = transaction.query_typed(
         "SELECT indisprimary, ARRAY(SELECT attname::text FROM pg_attribute
@@ -137,17 +138,17 @@ fn missing_key(
     }
     let columns = table.key.join(", ");
     let sql = match has_primary {
-        // Somebody's own key, on other columns.
+        // Somebody has added a primary key on other columns.
         true => format!("CREATE UNIQUE INDEX ON {name} ({columns})"),
         false => format!("ALTER TABLE {name} ADD PRIMARY KEY ({columns})"),
     };
-    Ok(vec![Missing { what: format!("primary key of {name}"), sql }])
+    Ok(vec![MissingPart { what: format!("primary key of {name}"), sql }])
 }
 
 fn missing_defaults(
     transaction: &mut Transaction<'_>,
     table: &Table,
-) -> Result<Vec<Missing>, postgres::Error> {
+) -> Result<Vec<MissingPart>, postgres::Error> {
     let name = table.name;
     let rows = transaction.query_typed(
         "SELECT attname::text FROM pg_attribute
@@ -156,20 +157,20 @@ fn missing_defaults(
         &[(&name, Type::TEXT)],
     )?;
     let without = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
-    let lacks = |column: &&Column| without.iter().any(|name| name == column.name);
-    let default = |column: &Column| {
+    let lacks = |column: &&TableColumn| without.iter().any(|name| name == column.name);
+    let default = |column: &TableColumn| {
         let at = format!("ALTER TABLE {name} ALTER COLUMN {}", column.name);
-        let sql = match column.rest {
-            Rest::Nullable | Rest::Filled(_) => return None,
-            Rest::Default(value) => format!("{at} SET DEFAULT {value}"),
-            Rest::Identity => format!(
+        let sql = match column.value {
+            DefaultValue::Null | DefaultValue::Filled(_) => return None,
+            DefaultValue::Default(value) => format!("{at} SET DEFAULT {value}"),
+            DefaultValue::Identity => format!(
                 "{at} SET NOT NULL; {at} ADD GENERATED ALWAYS AS IDENTITY;
                  SELECT setval(pg_get_serial_sequence('{name}', '{0}'),
                                (SELECT coalesce(max({0}), 0) + 1 FROM {name}), false)",
                 column.name
             ),
         };
-        Some(Missing { what: format!("default of {name}.{}", column.name), sql })
+        Some(MissingPart { what: format!("default of {name}.{}", column.name), sql })
     };
     Ok(table.columns.iter().filter(lacks).filter_map(default).collect())
 }

@@ -1,45 +1,47 @@
-//! The tables as all migrations together make them.
+//! The tables as all migrations together create them.
 
 use super::migrations;
 
-/// A table as all files together create it, to find what is missing.
+/// A table as all migrations together create it, to find missing parts.
 pub(super) struct Table {
     pub(super) name: &'static str,
-    /// The migration that creates it.
+    /// The number of the migration that creates it.
     pub(super) version: i32,
-    pub(super) columns: &'static [Column],
+    pub(super) columns: &'static [TableColumn],
     pub(super) key: &'static [&'static str],
+    /// The names and definitions of its indexes.
     pub(super) indexes: &'static [(&'static str, &'static str)],
-    /// The triggers that report its changes, and the file that creates them.
+    /// The triggers that report its changes, and the migration that creates them.
     pub(super) triggers: Option<(&'static str, &'static str)>,
 }
 
-/// A column, and the value of its existing rows if it has to be restored.
-pub(super) struct Column {
+/// A column, and its values in existing rows if it has to be restored.
+pub(super) struct TableColumn {
     pub(super) name: &'static str,
     pub(super) kind: &'static str,
-    pub(super) rest: Rest,
+    pub(super) value: DefaultValue,
 }
 
-pub(super) enum Rest {
-    Nullable,
-    /// NOT NULL, with this value for existing rows.
+/// The value of a column that a row doesn't give.
+pub(super) enum DefaultValue {
+    Null,
+    /// None: the column is NOT NULL. If it is restored, existing rows get this value.
     Filled(&'static str),
-    /// The column has this default.
+    /// This default of the column.
     Default(&'static str),
     Identity,
 }
 
-const fn column(name: &'static str, kind: &'static str) -> Column {
-    Column { name, kind, rest: Rest::Nullable }
+const fn column(name: &'static str, kind: &'static str) -> TableColumn {
+    TableColumn { name, kind, value: DefaultValue::Null }
 }
 
-const fn filled(name: &'static str, kind: &'static str, with: &'static str) -> Column {
-    Column { name, kind, rest: Rest::Filled(with) }
+const fn filled(name: &'static str, kind: &'static str, with: &'static str) -> TableColumn {
+    TableColumn { name, kind, value: DefaultValue::Filled(with) }
 }
 
-const fn default(name: &'static str, kind: &'static str, value: &'static str) -> Column {
-    Column { name, kind, rest: Rest::Default(value) }
+const fn default(name: &'static str, kind: &'static str, value: &'static str) -> TableColumn {
+    TableColumn { name, kind, value: DefaultValue::Default(value) }
 }
 
 pub(super) const TABLES: [Table; 5] = [
@@ -81,7 +83,7 @@ pub(super) const TABLES: [Table; 5] = [
         name: "delivery_attempts",
         version: 7,
         columns: &[
-            Column { name: "id", kind: "BIGINT", rest: Rest::Identity },
+            TableColumn { name: "id", kind: "BIGINT", value: DefaultValue::Identity },
             default("tx", "XID8 NOT NULL", "pg_current_xact_id()"),
             filled("at", "TIMESTAMPTZ", "now()"),
             filled("event_id", "TEXT", "''"),
@@ -158,7 +160,7 @@ pub(super) const TABLES: [Table; 5] = [
     },
 ];
 
-/// The table that records what was applied: what it lacks where an older version made it.
+/// The table of applied migrations. Only the columns that an older version's table lacks are listed.
 pub(super) const JOURNAL: Table = Table {
     name: "schema_migrations",
     version: 0,

@@ -267,7 +267,7 @@ fn without_the_table_each_instance_keeps_limits_by_itself_and_logs_it_once() {
         let line = notifier.wait_stderr(SOON, "instances not known");
         assert!(line.contains("WARN") && line.contains("webhook-notifier migrate"), "{line}");
         assert_eq!(notifier.count_stderr(&["instances not known"]), 1);
-        notifier.wait_stderr(SOON, "kept by all instances together again");
+        notifier.wait_stderr(SOON, "instances share the limits of webhooks again");
     }
     // The requests under way of each instance end within a second.
     wait_until(SOON, "one request is under way at a time", || {

@@ -39,11 +39,12 @@ impl Pooler {
         let port = free_port();
         let (host, upstream) = (server.host_str().expect("a host"), server.port().expect("a port"));
         let (user, password) = (server.username(), server.password().unwrap_or_default());
-        // Options of a client's startup message don't reach the server.
+        // Options of a client's startup message don't reach the server, so its sessions have a time zone other
+        // than the notifier's, as a server's configuration may say.
         let configuration = format!(
             "[databases]\n\
              pooled = host={host} port={upstream} dbname={} user={user} password={password} \
-             connect_query='SET search_path = {schema}'\n\
+             timezone=Asia/Kolkata connect_query='SET search_path = {schema}'\n\
              [pgbouncer]\n\
              listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
              auth_type = any\npool_mode = {pool_mode}\ndefault_pool_size = 3\n{settings}\n",

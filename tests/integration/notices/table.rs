@@ -8,7 +8,7 @@ use clap::{Args as _, FromArgMatches as _};
 use uuid::Uuid;
 use webhook_notifier::{
     config::Settings,
-    store::{Failing, Happening, Store},
+    store::{Failing, Store, WebhookChange},
 };
 
 use crate::harness::Sandbox;
@@ -31,7 +31,7 @@ const DAY: Duration = seconds(86_400);
 /// Records that it has failed since `since` ago, the last time `failed` ago.
 fn fails(store: &Store, webhook: Uuid, since: Duration, failed: Duration) {
     let failing = [Failing { webhook, since, failed, opened: None }];
-    store.note_failures(&failing, seconds(70), HOUR).expect("it answers");
+    store.record_failures(&failing, seconds(70), HOUR).expect("it answers");
 }
 
 fn none_disabled(store: &Store, after: Duration) -> bool {
@@ -78,10 +78,10 @@ fn failures_count_from_the_first_to_the_last_without_a_success_and_without_a_gap
     let failing = store.failing_webhooks().expect("it answers");
     assert_eq!(failing.len(), 1);
     assert!(failing[0].1 > HOUR, "{failing:?}");
-    store.note_successes(&[(webhook, seconds(60))]).expect("it answers");
+    store.record_successes(&[(webhook, seconds(60))]).expect("it answers");
     assert!(none_disabled(&store, seconds(90)));
     assert!(store.failing_webhooks().expect("it answers")[0].1 < seconds(70), "since then");
-    store.note_successes(&[(webhook, seconds(0))]).expect("it answers");
+    store.record_successes(&[(webhook, seconds(0))]).expect("it answers");
     assert!(none_fail(&store), "it is well");
     age(&sandbox, 6 * DAY);
     fails(&store, webhook, seconds(1), seconds(0));
@@ -115,8 +115,8 @@ fn a_webhook_that_is_paused_disabled_or_deleted_no_longer_counts_as_failing() {
     assert_eq!(rows(), 1);
     sandbox.database.execute("UPDATE webhooks SET paused_at = now()", &[]);
     age(&sandbox, seconds(1));
-    assert_eq!(store.count_untold(true).expect("it answers"), 1);
-    assert_eq!(store.take_untold(10).expect("it answers").len(), 1);
+    assert_eq!(store.count_unannounced(true).expect("it answers"), 1);
+    assert_eq!(store.take_unannounced(10).expect("it answers").len(), 1);
     assert!(none_fail(&store), "it begins anew");
     sandbox.database.execute("DELETE FROM webhooks", &[]);
     store.forget_conditions().expect("it answers");
@@ -132,17 +132,20 @@ fn of_many_that_take_unpublished_changes_one_takes_each() {
              SELECT 'https://example.com/' || n, ARRAY['*'], now() FROM generate_series(1, 200) AS n",
     );
     assert_eq!(
-        store.count_untold(false).expect("it answers"),
+        store.count_unannounced(false).expect("it answers"),
         0,
         "none is counted before the first look"
     );
-    assert_eq!(store.count_untold(true).expect("it answers"), 200);
+    assert_eq!(store.count_unannounced(true).expect("it answers"), 200);
     let taken: Vec<Uuid> = thread::scope(|scope| {
         let take = || {
             let mut taken = Vec::new();
-            while store.count_untold(true).expect("it answers") > 0 {
-                for untold in store.take_untold(7).expect("it answers") {
-                    assert!(matches!(untold.what[..], [Happening::Paused { .. }]), "{untold:?}");
+            while store.count_unannounced(true).expect("it answers") > 0 {
+                for untold in store.take_unannounced(7).expect("it answers") {
+                    assert!(
+                        matches!(untold.changes[..], [WebhookChange::Paused { .. }]),
+                        "{untold:?}"
+                    );
                     taken.push(untold.webhook);
                 }
             }
@@ -158,10 +161,10 @@ fn of_many_that_take_unpublished_changes_one_takes_each() {
         "UPDATE webhooks SET paused_at = NULL, disabled_at = now(), disabled_reason = 'no success for 5d';
          DELETE FROM webhooks WHERE post_url <> 'https://example.com/1'",
     );
-    let untold = store.take_untold(10).expect("it answers");
+    let untold = store.take_unannounced(10).expect("it answers");
     let [one] = &untold[..] else { panic!("{untold:?}") };
-    let [Happening::Disabled { at: Some(at), reason: Some(reason) }, Happening::Resumed] =
-        &one.what[..]
+    let [WebhookChange::Disabled { at: Some(at), reason: Some(reason) }, WebhookChange::Resumed] =
+        &one.changes[..]
     else {
         panic!("{one:?}")
     };

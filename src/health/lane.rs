@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 /// Whether a lane consumes its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaneState {
-    /// It has not consumed yet.
+    /// It hasn't consumed yet.
     Starting,
     /// It consumes.
     Consuming,
-    /// It has consumed before, but does not now.
+    /// It has consumed before, but doesn't now.
     Interrupted(Interruption),
 }
 
@@ -19,17 +19,17 @@ pub enum LaneState {
 pub enum Interruption {
     /// It lost its connection to RabbitMQ, or can't connect.
     Broker,
-    /// RabbitMQ confirms no message.
+    /// RabbitMQ doesn't confirm our messages.
     Confirms,
-    /// PostgreSQL does not give it what it needs.
+    /// PostgreSQL doesn't answer what the lane needs.
     Database,
 }
 
 /// The state of one lane, and since when it has been in it.
 #[derive(Debug)]
-pub(super) struct Standing(Mutex<(LaneState, Instant)>);
+pub(super) struct LaneHealth(Mutex<(LaneState, Instant)>);
 
-impl Standing {
+impl LaneHealth {
     pub(super) fn new() -> Self {
         Self(Mutex::new((LaneState::Starting, Instant::now())))
     }
@@ -41,8 +41,8 @@ impl Standing {
         }
     }
 
-    /// Records that consuming ended. [`Self::explain`] sets the reason later; until then, the likeliest is
-    /// assumed.
+    /// Records that consuming ended. [`Self::explain`] sets the reason later; until then it is the likeliest
+    /// one.
     pub(super) fn end(&self) {
         let mut standing = self.lock();
         if standing.0 == LaneState::Consuming {
@@ -50,7 +50,7 @@ impl Standing {
         }
     }
 
-    /// Sets why it does not consume. The time since when stays.
+    /// Sets why it doesn't consume. The beginning of the state stays.
     pub(super) fn explain(&self, why: Interruption) {
         self.lock().0 = LaneState::Interrupted(why);
     }
@@ -74,18 +74,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_interruption_lasts_from_its_beginning_whatever_is_found_out_later() {
-        let standing = Standing::new();
-        standing.end();
-        assert_eq!(standing.now().0, LaneState::Starting);
-        standing.begin();
-        standing.begin();
-        assert_eq!(standing.now().0, LaneState::Consuming);
-        standing.end();
-        let (state, since) = *standing.lock();
+    fn an_interruption_keeps_its_beginning_when_its_reason_is_set() {
+        let health = LaneHealth::new();
+        health.end();
+        assert_eq!(health.now().0, LaneState::Starting);
+        health.begin();
+        health.begin();
+        assert_eq!(health.now().0, LaneState::Consuming);
+        health.end();
+        let (state, since) = *health.lock();
         assert_eq!(state, LaneState::Interrupted(Interruption::Broker));
-        standing.explain(Interruption::Database);
-        standing.end();
-        assert_eq!(*standing.lock(), (LaneState::Interrupted(Interruption::Database), since));
+        health.explain(Interruption::Database);
+        health.end();
+        assert_eq!(*health.lock(), (LaneState::Interrupted(Interruption::Database), since));
     }
 }

@@ -1,4 +1,4 @@
-//! The metrics whose values also change with time. They are set whenever somebody reads the metrics.
+//! Live values: metrics that are read from other modules whenever somebody reads the metrics.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -6,36 +6,36 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use prometheus::{Gauge, IntCounterVec, IntGauge, IntGaugeVec};
 
-use super::maker::Maker;
+use super::maker::MetricMaker;
 use crate::domain::receiver::Class;
 
-/// The values that also change with time.
+/// Values that change without an event that could count them.
 #[derive(Clone, Debug)]
-pub struct Glance {
-    /// Receivers whose last attempt failed, or that are slow.
+pub struct LiveValues {
+    /// How many receivers are slow or failed at their last attempt.
     pub receivers_ailing: usize,
-    /// Receivers that are slow.
+    /// How many receivers are slow.
     pub receivers_slow: usize,
     /// How much of each queue's capacity is in use.
     pub in_use: Vec<InUse>,
-    /// Receivers whose circuit breaker is open or half-open.
+    /// How many receivers have an open or half-open circuit breaker.
     pub breakers_open: usize,
-    /// For how long the directory's memory may have been outdated.
+    /// For how long the webhooks in the directory's memory may have been outdated.
     pub directory_age: Duration,
-    /// Whether RabbitMQ takes our messages: we are connected, and it has no alarm.
+    /// Whether RabbitMQ accepts our messages: the publisher is connected, and RabbitMQ has no alarm.
     pub broker_accepts: bool,
-    /// The queues that refuse our messages, or have refused some before.
+    /// The queues that refuse our messages now, or have refused some before.
     pub refusing: Vec<Refusing>,
 }
 
-/// A queue that refuses our messages, or has refused some before.
+/// A queue that refuses our messages now, or has refused some before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusing {
     /// Its name. All backlogs of one event queue share a name.
     pub queue: String,
-    /// Since when it has refused them; `None` if it takes them.
+    /// Since when it has refused them; `None` if it accepts them.
     pub since: Option<Instant>,
-    /// How many of our messages wait until it takes them.
+    /// How many of our messages wait until it accepts them.
     pub messages: usize,
     /// How many it has refused since the process began.
     pub refused: u64,
@@ -46,23 +46,24 @@ pub struct Refusing {
 pub struct InUse {
     /// The queue that producers publish to.
     pub queue: String,
-    /// The most requests that may be under way.
+    /// The most requests that may be in flight.
     pub capacity: usize,
-    /// The requests under way, by the class of their receivers.
+    /// The requests in flight, by the class of their receivers.
     pub by_class: [(Class, usize); 3],
 }
 
-pub(super) struct Look(pub(super) Box<dyn Fn() -> Glance + Send + Sync>);
+/// The function that returns the live values.
+pub(super) struct ReadLive(pub(super) Box<dyn Fn() -> LiveValues + Send + Sync>);
 
-impl fmt::Debug for Look {
+impl fmt::Debug for ReadLive {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Look")
+        formatter.write_str("ReadLive")
     }
 }
 
-/// The metrics that show a [`Glance`].
+/// The metrics that show the [`LiveValues`].
 #[derive(Debug)]
-pub(super) struct Glances {
+pub(super) struct LiveMetrics {
     receivers_ailing: IntGauge,
     receivers_slow: IntGauge,
     capacity: IntGaugeVec,
@@ -74,8 +75,8 @@ pub(super) struct Glances {
     refusals: IntCounterVec,
 }
 
-impl Glances {
-    pub(super) fn new(make: &Maker<'_>) -> Result<Self> {
+impl LiveMetrics {
+    pub(super) fn new(make: &MetricMaker<'_>) -> Result<Self> {
         let receivers_ailing = make.gauge(
             "webhook_receivers_ailing",
             "Receivers whose last attempt failed, or that are slow",
@@ -88,12 +89,12 @@ impl Glances {
         )?;
         let capacity = make.gauge(
             "webhook_capacity",
-            "The most requests that may be under way at once for a queue, its retries and its backlogs",
+            "The maximum number of requests in flight for a queue, its retries and its backlogs",
             &["queue"],
         )?;
         let in_use = make.gauge(
             "webhook_capacity_in_use",
-            "Requests under way within the capacity, by how fast their receivers answer",
+            "Requests in flight within the capacity, by the class of their receivers",
             &["queue", "class"],
         )?;
         let breakers_open = make.gauge(
@@ -107,7 +108,7 @@ impl Glances {
         )?)?;
         let broker_accepting = make.gauge(
             "webhook_broker_accepting",
-            "1 while RabbitMQ takes deliveries that have to wait or are dead",
+            "1 while RabbitMQ accepts deliveries that have to wait or are dead",
             &[],
         )?;
         let messages_refused = make.gauge(
@@ -133,20 +134,20 @@ impl Glances {
         })
     }
 
-    pub(super) fn set(&self, glance: &Glance) -> Result<()> {
-        self.receivers_ailing.set(i64::try_from(glance.receivers_ailing)?);
-        self.receivers_slow.set(i64::try_from(glance.receivers_slow)?);
-        for InUse { queue, capacity, by_class } in &glance.in_use {
+    pub(super) fn set(&self, live: &LiveValues) -> Result<()> {
+        self.receivers_ailing.set(i64::try_from(live.receivers_ailing)?);
+        self.receivers_slow.set(i64::try_from(live.receivers_slow)?);
+        for InUse { queue, capacity, by_class } in &live.in_use {
             self.capacity.with_label_values(&[queue]).set(i64::try_from(*capacity)?);
             for (class, count) in by_class {
                 let gauge = self.in_use.with_label_values(&[queue.as_str(), class.label()]);
                 gauge.set(i64::try_from(*count)?);
             }
         }
-        self.breakers_open.set(i64::try_from(glance.breakers_open)?);
-        self.directory_age.set(glance.directory_age.as_secs_f64());
-        self.broker_accepting.set(glance.broker_accepts.into());
-        for Refusing { queue, messages, refused, .. } in &glance.refusing {
+        self.breakers_open.set(i64::try_from(live.breakers_open)?);
+        self.directory_age.set(live.directory_age.as_secs_f64());
+        self.broker_accepting.set(live.broker_accepts.into());
+        for Refusing { queue, messages, refused, .. } in &live.refusing {
             let gauge = self.messages_refused.with_label_values(&[queue]);
             gauge.set(i64::try_from(*messages)?);
             let counter = self.refusals.with_label_values(&[queue]);

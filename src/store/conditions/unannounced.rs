@@ -1,4 +1,5 @@
-//! Changes of webhooks that haven't been announced: they are counted, and each is taken by one notifier.
+//! The changes of webhooks that haven't been announced. A notifier takes each of them before it announces it,
+//! so that no other does.
 
 use std::collections::HashMap;
 
@@ -6,59 +7,59 @@ use postgres::types::Type;
 use postgres::{Row, Transaction};
 use uuid::Uuid;
 
-use super::{FAILS, millis};
+use super::IS_FAILING;
 use crate::domain::notice::Subject;
 use crate::domain::time::UnixMillis;
 use crate::domain::webhook::MAX_URL_CHARS;
-use crate::store::registered::time;
 use crate::store::row::{self, some, text};
+use crate::store::time::{rfc3339, unix_millis};
 use crate::store::{Store, StoreError};
 
 /// More than the longest valid account name.
 const MOST_OF_ACCOUNT: usize = 1_023;
 
-/// The longest reason that is read.
+/// The longest reason that is read, in characters.
 const MOST_OF_REASON: usize = 1_000;
 
-/// How long a circuit breaker has to be open before that is announced.
+/// How long a circuit breaker has to be open before the failure is announced.
 const OPEN_FOR: &str = "interval '10 minutes'";
 
-/// A webhook that was announced as failing has succeeded since.
+/// Whether a webhook that was announced as failing has succeeded since.
 const HAS_RECOVERED: &str = "(c.told_failing_at IS NOT NULL
      AND (c.succeeded_at > c.told_failing_at OR c.succeeded_at >= c.failed_at))";
 
-/// The condition for a change that hasn't been announced, of a row `c` and its webhook `w`.
-fn is_untold() -> String {
+/// The SQL condition that the row `c` of the webhook `w` has a change that hasn't been announced.
+fn is_unannounced() -> String {
     format!(
         "((w.disabled_at IS NOT NULL) <> c.told_disabled OR (w.paused_at IS NOT NULL) <> c.told_paused
           OR {HAS_RECOVERED} OR {})",
-        is_failing_untold()
+        is_unannounced_failure()
     )
 }
 
-fn is_failing_untold() -> String {
+fn is_unannounced_failure() -> String {
     format!(
-        "(c.told_failing_at IS NULL AND {FAILS} AND w.disabled_at IS NULL AND w.paused_at IS NULL
+        "(c.told_failing_at IS NULL AND {IS_FAILING} AND w.disabled_at IS NULL AND w.paused_at IS NULL
           AND c.open_since IS NOT NULL
           AND greatest(c.failing_since, c.succeeded_at, c.open_since) <= now() - {OPEN_FOR})"
     )
 }
 
-/// Changes of a webhook that have to be announced.
+/// The changes of a webhook that have to be announced.
 #[derive(Clone, Debug)]
-pub struct Untold {
+pub struct Unannounced {
     /// The webhook.
     pub webhook: Uuid,
-    /// What notices say about it.
+    /// What notices say about the webhook.
     pub subject: Subject,
     /// The changes, in the order of their announcement.
-    pub what: Vec<Happening>,
+    pub changes: Vec<WebhookChange>,
 }
 
-/// A change to announce.
+/// A change of a webhook's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "their names say it")]
-pub enum Happening {
+pub enum WebhookChange {
     Failing { since: UnixMillis, failed_at: UnixMillis },
     Recovered { at: Option<UnixMillis> },
     Disabled { at: Option<String>, reason: Option<String> },
@@ -68,16 +69,16 @@ pub enum Happening {
 }
 
 impl Store {
-    /// How many webhooks have changes that haven't been announced. If `have_changed`, first adds rows
-    /// for webhooks that are missing in the table.
+    /// How many webhooks have changes that haven't been announced. If webhooks may have changed
+    /// (`have_changed`), first adds the rows that are missing in the table.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn count_untold(&self, have_changed: bool) -> Result<i64, StoreError> {
+    pub fn count_unannounced(&self, have_changed: bool) -> Result<i64, StoreError> {
         let asked = format!(
             "SELECT count(*) FROM webhook_conditions AS c JOIN webhooks AS w ON w.id = c.webhook_id
              WHERE {}",
-            is_untold()
+            is_unannounced()
         );
         self.query(move |client| {
             if have_changed {
@@ -97,11 +98,12 @@ impl Store {
         })
     }
 
-    /// Takes some of the changes that haven't been announced. Nobody else will announce these.
+    /// Takes the changes of at most `most` webhooks that haven't been announced. No other notifier will
+    /// announce these.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn take_untold(&self, most: i64) -> Result<Vec<Untold>, StoreError> {
+    pub fn take_unannounced(&self, most: i64) -> Result<Vec<Unannounced>, StoreError> {
         self.query(move |client| {
             let mut transaction = client.transaction()?;
             let taken = take(&mut transaction, most)?;
@@ -110,7 +112,7 @@ impl Store {
         })
     }
 
-    /// What notices say about these webhooks; deleted ones are missing.
+    /// What notices say about these webhooks. Deleted ones are missing in the result.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -126,7 +128,7 @@ impl Store {
     }
 }
 
-fn take(transaction: &mut Transaction<'_>, most: i64) -> Result<Vec<Untold>, postgres::Error> {
+fn take(transaction: &mut Transaction<'_>, most: i64) -> Result<Vec<Unannounced>, postgres::Error> {
     let asked = format!(
         "SELECT c.webhook_id, c.told_disabled, c.told_paused,
              w.disabled_at IS NOT NULL AS is_disabled, w.paused_at IS NOT NULL AS is_paused,
@@ -136,95 +138,95 @@ fn take(transaction: &mut Transaction<'_>, most: i64) -> Result<Vec<Untold>, pos
          FROM webhook_conditions AS c JOIN webhooks AS w ON w.id = c.webhook_id
          WHERE {} ORDER BY c.webhook_id LIMIT $1
          FOR UPDATE OF c SKIP LOCKED",
-        is_failing_untold(),
-        millis("greatest(c.failing_since, c.succeeded_at)"),
-        millis("c.failed_at"),
-        millis("c.succeeded_at"),
-        time("w.disabled_at"),
-        time("w.paused_at"),
+        is_unannounced_failure(),
+        unix_millis("greatest(c.failing_since, c.succeeded_at)"),
+        unix_millis("c.failed_at"),
+        unix_millis("c.succeeded_at"),
+        rfc3339("w.disabled_at"),
+        rfc3339("w.paused_at"),
         text("disabled_reason", MOST_OF_REASON),
         columns_of_subject(),
-        is_untold(),
+        is_unannounced(),
     );
     let rows = transaction.query_typed(&asked, &[(&most, Type::INT8)])?;
-    let mut untold = Vec::with_capacity(rows.len());
-    let (mut ids, mut disabled, mut paused, mut failing, mut anew) =
+    let mut unannounced = Vec::with_capacity(rows.len());
+    let (mut ids, mut disabled, mut paused, mut failing, mut restarted) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for row in &rows {
         let (is_disabled, is_paused): (bool, bool) =
             (row.try_get("is_disabled")?, row.try_get("is_paused")?);
-        let has_changed_hands = is_disabled != row.try_get::<_, bool>("told_disabled")?
+        let was_switched = is_disabled != row.try_get::<_, bool>("told_disabled")?
             || is_paused != row.try_get::<_, bool>("told_paused")?;
-        let one = Untold {
+        let one = Unannounced {
             webhook: row.try_get("webhook_id")?,
             subject: subject(row)?,
-            what: happened(row, is_disabled, is_paused)?,
+            changes: changes_of(row, is_disabled, is_paused)?,
         };
-        let is = |happening: fn(&Happening) -> bool| one.what.iter().any(happening);
+        let has = |kind: fn(&WebhookChange) -> bool| one.changes.iter().any(kind);
         ids.push(one.webhook);
         disabled.push(is_disabled);
         paused.push(is_paused);
-        failing.push(if is_disabled || is(|it| matches!(it, Happening::Recovered { .. })) {
+        failing.push(if is_disabled || has(|it| matches!(it, WebhookChange::Recovered { .. })) {
             Some(false)
         } else {
-            is(|it| matches!(it, Happening::Failing { .. })).then_some(true)
+            has(|it| matches!(it, WebhookChange::Failing { .. })).then_some(true)
         });
-        anew.push(has_changed_hands);
-        untold.push(one);
+        restarted.push(was_switched);
+        unannounced.push(one);
     }
     transaction.execute_typed(
         "UPDATE webhook_conditions AS c SET
              told_disabled = u.disabled, told_paused = u.paused,
              told_failing_at = CASE WHEN u.failing THEN now() WHEN NOT u.failing THEN NULL
                                     ELSE c.told_failing_at END,
-             -- Somebody has seen to it: what was before counts no more.
-             failing_since = CASE WHEN u.anew THEN NULL ELSE c.failing_since END,
-             failed_at = CASE WHEN u.anew THEN NULL ELSE c.failed_at END,
-             open_since = CASE WHEN u.anew THEN NULL ELSE c.open_since END
-         FROM unnest($1, $2, $3, $4, $5) AS u (id, disabled, paused, failing, anew)
+             -- An operator has taken care of it, so earlier failures no longer count.
+             failing_since = CASE WHEN u.restarted THEN NULL ELSE c.failing_since END,
+             failed_at = CASE WHEN u.restarted THEN NULL ELSE c.failed_at END,
+             open_since = CASE WHEN u.restarted THEN NULL ELSE c.open_since END
+         FROM unnest($1, $2, $3, $4, $5) AS u (id, disabled, paused, failing, restarted)
          WHERE c.webhook_id = u.id",
         &[
             (&ids, Type::UUID_ARRAY),
             (&disabled, Type::BOOL_ARRAY),
             (&paused, Type::BOOL_ARRAY),
             (&failing, Type::BOOL_ARRAY),
-            (&anew, Type::BOOL_ARRAY),
+            (&restarted, Type::BOOL_ARRAY),
         ],
     )?;
-    Ok(untold)
+    Ok(unannounced)
 }
 
-fn happened(
+fn changes_of(
     row: &Row,
     is_disabled: bool,
     is_paused: bool,
-) -> Result<Vec<Happening>, postgres::Error> {
-    let mut what = Vec::new();
+) -> Result<Vec<WebhookChange>, postgres::Error> {
+    let mut changes = Vec::new();
     if row.try_get("has_recovered")? && !is_disabled {
-        what.push(Happening::Recovered { at: row.try_get("succeeded_at")? });
+        changes.push(WebhookChange::Recovered { at: row.try_get("succeeded_at")? });
     }
     if row.try_get("is_failing")? {
         let since: Option<UnixMillis> = row.try_get("failing_since")?;
         let failed_at: Option<UnixMillis> = row.try_get("failed_at")?;
-        what.push(Happening::Failing {
+        changes.push(WebhookChange::Failing {
             since: since.unwrap_or(0),
             failed_at: failed_at.unwrap_or(0),
         });
     }
     match (row.try_get("told_disabled")?, is_disabled) {
-        (false, true) => what.push(Happening::Disabled {
+        (false, true) => changes.push(WebhookChange::Disabled {
             at: some(row, "disabled_time")?,
             reason: some(row, "disabled_reason")?,
         }),
-        (true, false) => what.push(Happening::Enabled),
+        (true, false) => changes.push(WebhookChange::Enabled),
         _ => {}
     }
     match (row.try_get("told_paused")?, is_paused) {
-        (false, true) => what.push(Happening::Paused { at: some(row, "paused_time")? }),
-        (true, false) => what.push(Happening::Resumed),
+        (false, true) => changes.push(WebhookChange::Paused { at: some(row, "paused_time")? }),
+        (true, false) => changes.push(WebhookChange::Resumed),
         _ => {}
     }
-    Ok(what)
+    Ok(changes)
 }
 
 fn columns_of_subject() -> String {
