@@ -108,7 +108,7 @@ impl Confirming {
             None => Err(match self.unconfirmed.refused().first() {
                 None => "no confirm in time".to_owned(),
                 Some(publication) => format!(
-                    "the queue {} takes no messages (nack): does a policy set a `max-length` \
+                    "the queue {} accepts no messages (nack): does a policy set a `max-length` \
                      (`rabbitmqctl list_policies`), or does it have no leader?",
                     publication.message.queue()
                 ),

@@ -340,12 +340,12 @@ impl PublisherThread {
                     Ok(ConnectionBlockedNotification::Blocked(reason)) => {
                         session.is_blocked = true;
                         self.able.store(false, Ordering::Relaxed);
-                        log::warn!("RabbitMQ takes no messages now ({reason}): retries have to wait");
+                        log::warn!("RabbitMQ accepts no messages now ({reason}): retries have to wait");
                     }
                     Ok(ConnectionBlockedNotification::Unblocked) => {
                         session.is_blocked = false;
                         self.able.store(true, Ordering::Relaxed);
-                        log::info!("RabbitMQ takes messages again");
+                        log::info!("RabbitMQ accepts messages again");
                     }
                     Err(_) => return lost(),
                 },

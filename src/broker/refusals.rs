@@ -149,7 +149,7 @@ impl Refusals {
             *self.counts.entry(label_of_queue(&queue)).or_default() += 1;
             let refused = self.queues.entry(queue).or_insert_with_key(|queue| {
                 log::warn!(
-                    "queue takes no messages queue={queue}: does a policy set a `max-length` (`rabbitmqctl \
+                    "queue accepts no messages queue={queue}: does a policy set a `max-length` (`rabbitmqctl \
                      list_policies`), or does it have no leader (`rabbitmq-queues quorum_status`)? Its \
                      messages wait, and are not lost"
                 );
@@ -272,7 +272,7 @@ impl Refusals {
                 && calm >= if is_silent { FORGOTTEN } else { CALM };
             if is_over && !is_silent {
                 let lasted = refused.last.saturating_duration_since(refused.since).as_secs();
-                log::info!("queue takes messages again queue={queue} after={lasted}s");
+                log::info!("queue accepts messages again queue={queue} after={lasted}s");
             }
             !is_over
         });

@@ -173,7 +173,7 @@ fn publish_makes_sample_events_and_waits_for_their_confirms() {
     let finished = sandbox.command(&["publish", &full, "{}", "--type", "t"]);
     sandbox.broker.delete(&full).expect("it is there");
     assert_eq!(finished.code, Some(1), "{finished:?}");
-    assert!(finished.stderr.contains("takes no messages"), "{finished:?}");
+    assert!(finished.stderr.contains("accepts no messages"), "{finished:?}");
     assert!(!finished.stderr.contains("first starts"), "{finished:?}");
 }
 

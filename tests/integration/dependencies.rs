@@ -276,16 +276,28 @@ fn packages(policy: &Policy) -> Vec<Package> {
             env::consts::ARCH
         )
     });
+    let metadata = cargo(&["metadata", "--format-version", "1", "--filter-platform", target]);
+    let edges = ["--edges", "normal,build,dev", "--prefix", "none", "--format", "{p}"];
+    let tree = cargo(&[&["tree", "--target", target][..], &edges].concat());
+    let mut packages = reached(&parsed(&metadata));
+    // The metadata also contains crates that only features need which are off.
+    packages.retain(|package| {
+        let name = format!("{} v{}", package.name, package.version);
+        tree.lines().any(|line| line == name || line.starts_with(&format!("{name} ")))
+    });
+    packages
+}
+
+fn cargo(arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--locked", "--offline", "--format-version", "1"])
-        .args(["--filter-platform", target])
+        .args(arguments)
+        .args(["--locked", "--offline"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo can be run");
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "cargo metadata fails: {errors}");
-    let metadata = parsed(&String::from_utf8(output.stdout).expect("JSON is UTF-8"));
-    reached(&metadata)
+    assert!(output.status.success(), "cargo {} fails: {errors}", arguments[0]);
+    String::from_utf8(output.stdout).expect("it is UTF-8")
 }
 
 /// What the package at the root needs: Cargo.lock has more, such as what optional parts would.

@@ -193,7 +193,7 @@ fn a_memory_alarm_of_the_broker_is_reported_and_loses_no_failed_delivery() {
     let notifier = notifier.start();
     warm_up(&sandbox, &receiver, "/healthy", "healthy");
     notifier.wait_metric("webhook_broker_accepting", &[], 1.0);
-    // Before the alarm, during which RabbitMQ takes no message from the test either.
+    // Before the alarm, during which RabbitMQ accepts no message from the test either.
     let (failing, healthy) = (Event::new("failing"), Event::new("healthy"));
     sandbox.publish(&failing);
     sandbox.publish(&healthy);
@@ -203,7 +203,7 @@ fn a_memory_alarm_of_the_broker_is_reported_and_loses_no_failed_delivery() {
     notifier.wait_metric("webhook_broker_accepting", &[], 0.0);
     wait_until(SOON, "the status page shows it", || {
         let status = notifier.get("/status.json").body;
-        status.contains("RabbitMQ takes no messages")
+        status.contains("RabbitMQ accepts no messages")
             || status.contains("RabbitMQ has confirmed no")
     });
     drop(alarm);

@@ -34,7 +34,7 @@ fn refused(notifier: &Notifier, queue: &str) -> f64 {
 /// Checks that a warning in the log names the queue, and that the metrics and the status page do.
 #[track_caller]
 fn assert_told(notifier: &mut Notifier, queue: &str) {
-    let line = notifier.wait_stderr(SOON, "queue takes no messages");
+    let line = notifier.wait_stderr(SOON, "queue accepts no messages");
     assert!(line.contains("WARN") && line.contains(&format!("queue={queue}: ")), "{line}");
     wait_until(SOON, "the metrics show it", || {
         refused(notifier, queue) >= 1.0
@@ -50,10 +50,11 @@ fn assert_told(notifier: &mut Notifier, queue: &str) {
 /// Checks that it is over, and that this is logged once.
 #[track_caller]
 fn assert_over(notifier: &mut Notifier, queue: &str) {
-    let line = notifier.wait_stderr(SOON, "queue takes messages again");
+    let line = notifier.wait_stderr(SOON, "queue accepts messages again");
     assert!(line.contains(queue), "{line}");
     wait_until(SOON, "the metrics show it", || refused(notifier, queue) == 0.0);
-    let warning = |line: &&String| line.contains("queue takes no messages") && line.contains(queue);
+    let warning =
+        |line: &&String| line.contains("queue accepts no messages") && line.contains(queue);
     assert_eq!(notifier.stderr().iter().filter(warning).count(), 1);
 }
 
@@ -229,7 +230,7 @@ fn while_wait_queues_refuse_nothing_is_repeated_and_failed_deliveries_wait() {
     }
     receiver.wait_at("/healthy", both.len() + healthy.len());
     let is_told = |delay: &str| {
-        let warning = format!("queue takes no messages queue=webhooks.wait.{delay}:");
+        let warning = format!("queue accepts no messages queue=webhooks.wait.{delay}:");
         notifier.stderr().iter().any(|line| line.contains("WARN") && line.contains(&warning))
     };
     // RabbitMQ takes messages beyond the limit if they arrive together.
@@ -278,7 +279,7 @@ fn a_refusing_queue_that_is_deleted_and_created_again_takes_messages() {
     sandbox.broker.delete(&dead_queue).expect("it was made");
     notifier.wait_stderr(SOON, &format!("recreated queue={dead_queue}"));
     drop(policy);
-    let line = notifier.wait_stderr(SOON, "queue takes messages again");
+    let line = notifier.wait_stderr(SOON, "queue accepts messages again");
     assert!(line.contains(&dead_queue), "{line}");
     wait_until(SOON, "the metrics show it", || refused(&notifier, &dead_queue) == 0.0);
     sandbox.wait_drained();
@@ -314,7 +315,7 @@ fn the_parts_of_a_split_event_wait_for_a_refusing_retry_queue_and_arrive_once_ea
         refusals() >= 1.0
     });
     sandbox.publish(&other);
-    let line = notifier.wait_stderr(SOON, "queue takes no messages");
+    let line = notifier.wait_stderr(SOON, "queue accepts no messages");
     assert!(line.contains(&format!("queue={}: ", sandbox.retry_queue())), "{line}");
     wait_until(SOON, "others go on", || !receiver.of("/other", &other).is_empty());
     drop(policy);
@@ -358,7 +359,7 @@ fn deliveries_that_a_backlog_refuses_wait_elsewhere_and_arrive_once() {
     }
     sandbox.broker.publish(sandbox.queue(), &healthy);
     receiver.wait_at("/healthy", healthy.len());
-    let line = notifier.wait_stderr(SOON, "queue takes no messages");
+    let line = notifier.wait_stderr(SOON, "queue accepts no messages");
     assert!(line.contains(&format!("queue={queue}: ")), "{line}");
     wait_until(SOON, "they wait elsewhere", || {
         sandbox.broker.ready("webhooks.wait.1m") >= Some(20) && refused(&notifier, &backlog) == 0.0
@@ -386,7 +387,7 @@ fn a_shutdown_hands_back_refused_messages_and_nothing_else() {
     let mut notifier = sandbox.notifier().env("PREFETCH_COUNT", "50").start();
     let (malformed, good) = publish_some_malformed(&sandbox);
     receiver.wait_at("/", good.len());
-    notifier.wait_stderr(SOON, "queue takes no messages");
+    notifier.wait_stderr(SOON, "queue accepts no messages");
     notifier.signal(Signal::TERM);
     assert_eq!(notifier.wait_exit(SOON).code, Some(0));
     drop(policy);
@@ -414,6 +415,6 @@ fn a_command_that_is_refused_names_the_queue() {
         }
     }
     assert_eq!(refused.code, Some(1), "{refused:?}");
-    let expected = format!("the queue {} takes no messages", sandbox.queue());
+    let expected = format!("the queue {} accepts no messages", sandbox.queue());
     assert!(refused.stderr.contains(&expected), "{refused:?}");
 }

@@ -80,7 +80,7 @@ impl Publishing {
                 }
                 Ok(Confirm::Nack(_)) => {
                     return Err(format!(
-                        "the queue {} takes no messages (nack): does a policy set a `max-length`?",
+                        "the queue {} accepts no messages (nack): does a policy set a `max-length`?",
                         self.queue
                     ));
                 }

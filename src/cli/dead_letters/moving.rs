@@ -37,7 +37,7 @@ pub(super) fn replay(
     }
     // At most as many as announced: dead letters that arrive later aren't meant.
     let scope = DeadLetterScope { limit: count, ..scope };
-    let mut progress = MoveProgress::of(count, "replayed");
+    let mut progress = DeadLetterProgress::of(count, "replayed");
     let done =
         dead_letters::replay_all(scope, &store, false, |done| progress.update(done.replayed));
     let done = done.with_context(|| progress.summary())?;
@@ -129,7 +129,7 @@ pub(super) fn purge(
         let _ = print(announcement(count, options, "purged"));
     }
     let scope = DeadLetterScope { limit: count, ..scope };
-    let mut progress = MoveProgress::of(count, "purged");
+    let mut progress = DeadLetterProgress::of(count, "purged");
     let purged = dead_letters::purge(scope, |done| progress.update(done));
     let purged = purged.with_context(|| progress.summary())?;
     match is_json {
@@ -139,14 +139,14 @@ pub(super) fn purge(
 }
 
 /// The progress of a command: a status line on a terminal, and the message if the command ends early.
-struct MoveProgress {
+struct DeadLetterProgress {
     of: u64,
     verb: &'static str,
     done: u64,
     on_terminal: bool,
 }
 
-impl MoveProgress {
+impl DeadLetterProgress {
     fn of(of: u64, verb: &'static str) -> Self {
         Self { of, verb, done: 0, on_terminal: io::stderr().is_terminal() }
     }

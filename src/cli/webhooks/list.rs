@@ -90,13 +90,13 @@ pub(super) fn run(List { state, account, event, url, reveal, common }: List) -> 
 }
 
 /// A column: its heading and its cells.
-struct TableColumn {
+struct ListColumn {
     head: &'static str,
     cells: Vec<String>,
     is_number: bool,
 }
 
-impl TableColumn {
+impl ListColumn {
     fn of(head: &'static str, cells: impl Iterator<Item = String>) -> Self {
         Self { head, cells: cells.collect(), is_number: false }
     }
@@ -124,23 +124,23 @@ fn table(listed: &[Shown<'_>], terminal: Option<usize>) -> String {
     let account =
         |it: &Shown<'_>| it.webhook.account.as_deref().map(|it| shown::line(it, MOST_OF_ACCOUNT));
     let mut columns = vec![
-        TableColumn::of("ID", of(|it| it.webhook.id.to_string())),
-        TableColumn::of("STATE", of(|it| it.state.label())),
+        ListColumn::of("ID", of(|it| it.webhook.id.to_string())),
+        ListColumn::of("STATE", of(|it| it.state.label())),
     ];
     if listed.iter().any(|it| it.webhook.account.is_some()) {
-        columns.push(TableColumn::of("ACCOUNT", listed.iter().map(|it| or(account(it)))));
+        columns.push(ListColumn::of("ACCOUNT", listed.iter().map(|it| or(account(it)))));
     }
     if listed.iter().any(|it| !it.backlogs.is_empty()) {
         let figure = |it: &Shown<'_>| or(Sum::of(it.backlogs.iter()).map(Sum::figure));
-        let waiting = TableColumn::of("WAITING", listed.iter().map(figure));
-        columns.push(TableColumn { is_number: true, ..waiting });
+        let waiting = ListColumn::of("WAITING", listed.iter().map(figure));
+        columns.push(ListColumn { is_number: true, ..waiting });
     }
     if listed.iter().any(|it| it.failing_since.is_some()) {
         let since = |it: &Shown<'_>| or(it.failing_since.map(str::to_owned));
-        columns.push(TableColumn::of("FAILING SINCE", listed.iter().map(since)));
+        columns.push(ListColumn::of("FAILING SINCE", listed.iter().map(since)));
     }
-    columns.push(TableColumn::of("URL", of(|it| shown::line(&it.webhook.post_url, MOST_SHOWN))));
-    columns.push(TableColumn::of(
+    columns.push(ListColumn::of("URL", of(|it| shown::line(&it.webhook.post_url, MOST_SHOWN))));
+    columns.push(ListColumn::of(
         "EVENTS",
         of(|it| shown::line(&it.webhook.events.join(" "), MOST_SHOWN)),
     ));
@@ -150,15 +150,13 @@ fn table(listed: &[Shown<'_>], terminal: Option<usize>) -> String {
         reason.map(|reason| shown::line(reason, MOST_OF_REASON))
     };
     if listed.iter().any(|it| reason(it).is_some()) {
-        columns.push(TableColumn::of(
-            "REASON",
-            listed.iter().map(|it| reason(it).unwrap_or_default()),
-        ));
+        columns
+            .push(ListColumn::of("REASON", listed.iter().map(|it| reason(it).unwrap_or_default())));
     }
     if let Some(terminal) = terminal {
         fit(&mut columns, terminal);
     }
-    let widths: Vec<_> = columns.iter().map(TableColumn::width).collect();
+    let widths: Vec<_> = columns.iter().map(ListColumn::width).collect();
     let line = |texts: Vec<&str>| {
         let cells = texts.iter().zip(&widths).zip(&columns).map(|((text, width), column)| {
             let width = *width;
@@ -172,21 +170,21 @@ fn table(listed: &[Shown<'_>], terminal: Option<usize>) -> String {
     std::iter::once(head).chain(rows).collect::<Vec<_>>().join("\n")
 }
 
-fn total(columns: &[TableColumn]) -> usize {
+fn total(columns: &[ListColumn]) -> usize {
     columns.iter().map(|column| column.width() + 2).sum::<usize>().saturating_sub(2)
 }
 
 /// Narrows a table that is too wide: cuts the ids first, then drops reasons. If that leaves little room for
 /// URLs and events, it shortens times and cuts accounts. Finally it cuts URLs and events.
-fn fit(columns: &mut Vec<TableColumn>, terminal: usize) {
-    let is_too_wide = |columns: &[TableColumn]| total(columns) > terminal;
-    let lacks_room = |columns: &[TableColumn]| {
+fn fit(columns: &mut Vec<ListColumn>, terminal: usize) {
+    let is_too_wide = |columns: &[ListColumn]| total(columns) > terminal;
+    let lacks_room = |columns: &[ListColumn]| {
         let [.., url, events] = columns else { return false };
         let wanted = url.width() + events.width();
         let room = (terminal + wanted).saturating_sub(total(columns));
         room < wanted.min(ROOM_FOR_TEXT)
     };
-    let named = |columns: &mut [TableColumn], head: &str, cut: &dyn Fn(&mut TableColumn)| {
+    let named = |columns: &mut [ListColumn], head: &str, cut: &dyn Fn(&mut ListColumn)| {
         columns.iter_mut().filter(|column| column.head == head).for_each(cut);
     };
     if is_too_wide(columns) {

@@ -17,7 +17,7 @@ pub(super) enum Fault {
     PostgresKilled,
     BrokerFrozen,
     PostgresFrozen,
-    /// The broker is short of memory: it takes no messages, and confirms none.
+    /// The broker is short of memory: it accepts no messages, and confirms none.
     MemoryAlarm,
     /// The same, and a notifier is killed together with everything that it couldn't publish.
     KilledInAlarm,

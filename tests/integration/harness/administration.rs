@@ -61,7 +61,7 @@ impl FaultServers {
         self.carry_out(&[call("rabbit_policy:delete", &[vhost, name])]);
     }
 
-    /// Sets the fraction of the machine's memory above which the broker takes no messages.
+    /// Sets the fraction of the machine's memory above which the broker accepts no messages.
     pub(crate) fn set_memory_watermark(&self, fraction: f64) {
         self.carry_out(&[format!("vm_memory_monitor:set_vm_memory_high_watermark({fraction:.6})")]);
     }
@@ -71,7 +71,7 @@ impl FaultServers {
     }
 }
 
-/// The broker takes no messages, as if it were short of memory, until this is dropped.
+/// The broker accepts no messages, as if it were short of memory, until this is dropped.
 pub(crate) struct MemoryAlarm<'s>(&'s FaultServers);
 
 impl<'s> MemoryAlarm<'s> {

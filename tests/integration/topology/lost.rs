@@ -68,7 +68,7 @@ fn a_deleted_queue_is_not_taken_for_empty_and_what_it_held_is_reported() {
         expect_advice(&notifier, "attention", &format!("The queue {queue} was deleted"));
     }
     expect_why(&sandbox, &waiting, &["lost, most likely", wait, "publish the event again"]);
-    expect_why(&sandbox, &dead, &["deleted with that queue", "else publish the event again"]);
+    expect_why(&sandbox, &dead, &["deleted with that queue", "otherwise publish the event again"]);
     notifier.wait_stderr(SOON, "recreated queue=webhooks.wait.1h");
     assert_eq!(unusable(&notifier), 0.0);
 
@@ -86,7 +86,7 @@ fn a_deleted_queue_is_not_taken_for_empty_and_what_it_held_is_reported() {
         sandbox.broker.delete(queue).expect("it is there");
     }
     expect_why(&sandbox, &waiting, &["lost, most likely", wait, "publish the event again"]);
-    expect_why(&sandbox, &dead, &["which is gone", "publish the event again"]);
+    expect_why(&sandbox, &dead, &["which no longer exists", "publish the event again"]);
     let listed = sandbox.command(&["dead-letters", "list"]);
     assert_eq!(listed.code, Some(1), "{listed:?}");
     assert!(listed.stderr.contains("somebody has deleted it"), "{listed:?}");
