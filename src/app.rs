@@ -54,7 +54,7 @@ pub fn check_threads(config: &Config) -> Result<()> {
     let needed = Lane::all(config).len() * THREADS_PER_LANE + OTHER_THREADS;
     threads::check(needed).context(
         "too few threads: raise the limit (`ulimit -u`, TasksMax of the unit, the container's pids \
-         limit) or leave more memory",
+         limit) or free some memory",
     )
 }
 
@@ -69,7 +69,7 @@ pub fn run(config: Config, store: Store) -> Result<()> {
     log::info!("webhook-notifier {} starts", env!("CARGO_PKG_VERSION"));
     raise_file_limit();
 
-    // `drained` is fired when the lanes have ended. Until then the lanes need the publisher, and operators need
+    // `drained` is fired when the lanes have ended, or were given up. Until then the lanes need the publisher, and operators need
     // /metrics.
     let (drained, lanes_over) = shutdown::channel();
     let mut threads = Threads::default();
@@ -232,7 +232,7 @@ impl Parts {
         }
     }
 
-    /// Starts the threads that the lanes need until they have ended. Returns what starts with the lanes.
+    /// Starts the threads that the lanes need until they have ended. Returns the pipeline and the keeper, which start with the lanes.
     fn start_support(
         &self,
         threads: &mut Threads,
@@ -302,7 +302,7 @@ impl Parts {
         Ok((Arc::new(pipeline), keeper))
     }
 
-    /// Sets the function that returns the metrics that change with time.
+    /// Sets the function that reads the gauges which only a scrape updates.
     fn set_live_values(&self, publisher: Publisher) {
         let (receivers, directory) = (Arc::clone(&self.receivers), Arc::clone(&self.directory));
         let queues = self.config.queues.clone();

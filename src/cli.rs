@@ -74,7 +74,7 @@ pub fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<ExitCode> {
     if !matches!(command, Command::Run(_)) {
         crate::threads::check(THREADS)
-            .context("raise the limit (`ulimit -u`) or leave more memory")?;
+            .context("raise the limit (`ulimit -u`) or free some memory")?;
     }
     match command {
         Command::Run(settings) => {

@@ -56,7 +56,7 @@ const fn setting(
 const SETTINGS: [Setting; 31] = [
     setting("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2f", "URL", "RabbitMQ; prefer the variable to the flag, which `ps` shows"),
     setting("DATABASE_URL", "postgres://postgres@127.0.0.1:5432/postgres", "URL", "PostgreSQL; prefer the variable to the flag, which `ps` shows"),
-    setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=capacity`, separated by commas; the capacity is how many requests may be under way for it at a time, 64 if not given"),
+    setting("QUEUES", "high_priority,medium_priority,low_priority", "LIST", "Queues to consume: `name` or `name=capacity`, separated by commas; the capacity is how many requests may be in flight for it at a time, 64 if not given"),
     setting("QUEUE_TYPE", "", "TYPE", "Type of the queues that do not exist yet: quorum or classic; by default, the virtual host's default type"),
     setting("PREFETCH_COUNT", "1", "N", "Messages that RabbitMQ sends to a consumer before it has acked the earlier ones (prefetch)"),
     setting("METRICS_ADDR", "0.0.0.0:9090", "ADDR:PORT", "Where the status page, /metrics, /healthz and /readyz are served"),
@@ -120,7 +120,7 @@ const MOST_CAPACITY: u16 = 1_024;
 pub struct EventQueue {
     /// The queue's name.
     pub name: String,
-    /// The most requests under way at a time for its events and their retries.
+    /// The most requests under way at a time for its events, their retries and its backlogs.
     pub capacity: u16,
 }
 
@@ -252,7 +252,7 @@ impl Settings {
             return contradiction(
                 "SHUTDOWN_TIMEOUT",
                 format!(
-                    "{} is shorter than REQUEST_TIMEOUT ({}), so a request under way could not finish",
+                    "{} is shorter than REQUEST_TIMEOUT ({}), so a request in flight could not finish",
                     span(config.shutdown_timeout),
                     span(config.request_timeout)
                 ),

@@ -54,7 +54,7 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// Take over messages of stuck consumers, and make the requests of backlogs.
     pub workers: Workers,
-    /// Decides when a backlog's first message may begin.
+    /// Decides when a backlog's first message may be sent.
     pub receivers: Arc<Receivers>,
     /// The backlogs that exist.
     pub backlogs: Arc<Backlogs>,
@@ -94,7 +94,7 @@ pub fn run(context: &Context, lane: &Arc<Lane>) {
 }
 
 /// Runs one session after another until shutdown. Each gets the causes that were logged since the lane last
-/// consumed, and ends them when it consumes.
+/// consumed, and clears them when it consumes.
 fn run_sessions(context: &Context, lane: &Lane, mut session: impl FnMut(&mut Causes) -> Ended) {
     let mut backoff = Backoff::default();
     let mut missing = None;
@@ -299,7 +299,7 @@ impl Consuming<'_> {
             if let Ok(message) = self.consumer.receiver().try_recv() {
                 return Ok(message);
             }
-            // No message is there to be acked together with these, so nothing is gained by a delay.
+            // No other message is there to be acked together with these, so waiting gains nothing.
             self.window.ack()?;
             if !self.window.is_full() {
                 self.post.progress().ends();

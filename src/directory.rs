@@ -39,8 +39,8 @@ pub use subscribers::TableChange;
 /// machine.
 const TRUST: Duration = Duration::from_millis(2_500);
 
-/// How long, in milliseconds, an answer of PostgreSQL counts as current while changes aren't reported: as long
-/// as the report of a change takes otherwise.
+/// How long, in milliseconds, an answer of PostgreSQL counts as current while changes aren't reported:
+/// about as long as a reported change takes to arrive.
 const FRESH: u64 = 100;
 
 /// Whether a look-up may use remembered answers.
@@ -66,7 +66,7 @@ pub struct Directory {
     proved: AtomicU64,
     /// Until when that proof is valid, in milliseconds from `start`.
     trusted_until: AtomicU64,
-    /// Whether PostgreSQL didn't answer the last query made while listening didn't work.
+    /// Whether the last query failed for lack of an answer while listening was down.
     away: AtomicBool,
     /// Whether PostgreSQL has answered a query since the listening connection was last lost.
     answered: AtomicBool,

@@ -85,28 +85,30 @@
 //! | to change | start at |
 //! |---|---|
 //! | what an answer means, and what happens next | [`domain::outcome`] |
-//! | which receivers get a request now | [`domain::pace`]; the receiver's condition: [`domain::receiver`]; its webhook's limits: [`domain::limits`]; this instance's share of them: [`domain::instances`] |
+//! | which receivers get a request now | [`domain::pace`]; the receiver's condition: [`domain::receiver`]; its circuit breaker and the probes: `domain/receiver/breaker.rs`; its webhook's limits: [`domain::limits`]; this instance's share of them: [`domain::instances`] |
 //! | which deliveries wait, which go to a backlog, and in which order | [`domain::intake`]; what the backlogs hold: `domain/intake/contents.rs` |
 //! | how a backlog is consumed | `consumer/backlogs.rs`; how much of it is in hand: `consumer/backlogs/supply.rs`; if RabbitMQ does not answer about it: `consumer/backlogs/unanswered.rs`; which instance consumes it: `consumer/backlogs/elsewhere.rs` |
-//! | how a backlog is created | `backlogs/keeper/creation.rs`; how it is found: `backlogs/keeper/search.rs`; how it is removed: `backlogs/keeper/removal.rs` |
+//! | how a backlog is created | `backlogs/keeper/creation.rs`; how it is found: `backlogs/keeper/search.rs`; how it is removed: `backlogs/keeper/removal.rs`, when: `consumer/backlogs/upkeep.rs` |
 //! | how many consumers a lane has | [`domain::growth`]; how they start and stop: `consumer/crew.rs` |
 //! | how instances know of each other | [`instances`], `store/instances.rs`; which of them are alive: `domain/instances/roll.rs` |
 //! | which deliveries of an event run concurrently | `pipeline/fan_out.rs` |
-//! | how long a delivery waits | [`domain::retry`] |
+//! | how long a failed delivery waits for its next attempt | [`domain::retry`] |
 //! | what a request contains | `sender/request.rs`, [`domain::signature`], [`domain::settings`]; how headers encode ids and types: [`domain::encoding`]; which of the producer's headers are forwarded: [`domain::forwarding`] |
 //! | how much of a failed answer is kept, and what is redacted | `sender/excerpt.rs`, [`domain::answer`] |
+//! | how many idle connections a receiver keeps | `sender.rs`, `sender/agents.rs` |
 //! | how connections are reused, and what counts as an answer | `sender/exchange.rs`, `sender/head.rs`; the messages if there is none: `sender/failure.rs` |
 //! | which addresses a webhook may have | [`domain::address`]; how its host is looked up: [`lookup`]; how a proxy reaches it: `sender/egress.rs` |
 //! | which webhooks want an event | [`domain::webhook`], [`directory`]; the event's account: [`domain::account`]; what the directory forgets when webhooks change: `domain/webhook/scope.rs`, `sql/015_changes.sql` |
 //! | what `why` concludes about a delivery | [`domain::diagnosis`]; its wording: `cli/why/words.rs`, and that of the remedies: `cli/why/words/remedy.rs`; the entries of the log: [`domain::delivery_log`] |
-//! | how times are represented and printed | [`domain::time`]; in SQL: `store/time.rs`; the only reader of the clock: [`clock`] |
+//! | how times are represented and printed | [`domain::time`]; in SQL: `store/time.rs`; the only reader of the wall clock: [`clock`] |
 //! | what `webhooks.events` publishes | [`domain::notice`]; when: `store/conditions/unannounced.rs`; how: `notices/publisher.rs`; how all instances record since when a receiver fails: `notices/watch.rs` |
-//! | the tables | a new file in `sql/`, listed in `store/schema/migrations.rs`; what `migrate` restores: `store/schema/tables.rs`; statements: [`store`] |
+//! | the tables | a new file in `sql/`, listed in `store/schema/migrations.rs`; what `migrate` restores: `store/schema/tables.rs`; how rows are read: `store/row.rs`; statements: [`store`] |
 //! | exchanges and queues | `broker/topology.rs`; how they are declared and checked: `broker/declare.rs`; their known state: `broker/objects.rs`; the permissions that they need: `broker/rights.rs` |
-//! | how we connect to the broker | `broker/connecting.rs` |
+//! | how we connect to the broker | `broker/connecting.rs`; how a lost connection is noticed: `broker/link.rs`, `broker/guard.rs` |
 //! | what happens to a message if its queue refuses it | `broker/refusals.rs`; if its queue is unusable: `broker/routes.rs` |
-//! | a setting | `config::SETTINGS`; tests then require its rows in `src/manual/configuration.md` and the template |
+//! | a setting | `config::SETTINGS`; tests then require its rows in `src/manual/configuration.md` and `scripts/webhook-notifier.env` |
 //! | a metric | [`metrics`], and its row in `src/manual/metrics.md` |
+//! | an alert | `scripts/monitoring/prometheus-rules.yml`, its cases in `prometheus-rules.test.yml`, and its row in `src/manual/alerts.md` |
 //! | what `/readyz` and `/healthz` report | [`health`] |
 //! | what the status page says | `status/advice.rs`; how it names and finds receivers: `status/names.rs`; how it looks: `admin/page/` |
 //! | how much of a URL the status page shows | `domain/webhook/place.rs` |

@@ -53,7 +53,7 @@ struct State {
     /// The threads that wait to publish to a backlog, by the number of the entry. Each is woken for its own
     /// turn: hundreds may wait, and waking all of them at each turn would cost more than the turns.
     entering: HashMap<u64, Thread>,
-    /// By queue: each rings when a request has ended, while [`Receivers::listen`] says so.
+    /// By queue: each rings when a request has ended, while [`Receivers::listen`] has switched it on.
     bells: Vec<Bell>,
 }
 
@@ -145,7 +145,7 @@ impl Receivers {
         self.lock().intake.contents.note_found((queue, webhook));
     }
 
-    /// The number of the last entry of a backlog, for [`Receivers::is_backlog_emptied`].
+    /// The number of the last entry of a backlog, for [`Receivers::note_backlog_empty`].
     #[must_use]
     pub fn last_in_backlog(&self, queue: usize, webhook: Uuid) -> u64 {
         self.lock().intake.contents.last_entry((queue, webhook))
@@ -153,7 +153,7 @@ impl Receivers {
 
     /// Records that a backlog is empty, according to the broker. `last` is [`Receivers::last_in_backlog`] when
     /// the broker was asked. Returns false if another delivery has entered since then, or is about to.
-    pub fn is_backlog_emptied(&self, queue: usize, webhook: Uuid, last: u64) -> bool {
+    pub fn note_backlog_empty(&self, queue: usize, webhook: Uuid, last: u64) -> bool {
         let mut state = self.lock();
         let is_emptied = state.intake.contents.note_empty((queue, webhook), last);
         if is_emptied {
@@ -168,8 +168,8 @@ impl Receivers {
         self.lock().intake.contents.is_in_use((queue, webhook))
     }
 
-    /// The bell of a queue, which rings when a request of any queue has ended, while [`Receivers::listen`] says
-    /// so.
+    /// The bell of a queue, which rings when a request of any queue has ended, while
+    /// [`Receivers::listen`] has switched it on.
     #[must_use]
     pub fn bell(&self, queue: usize) -> Receiver<()> {
         self.lock().bells[queue].receiver.clone()
@@ -231,14 +231,14 @@ impl Receivers {
     }
 
     /// See [`Pace::add_backlog`].
-    pub fn has_backlog(&self, webhook: Uuid) {
+    pub fn add_backlog(&self, webhook: Uuid) {
         let mut state = self.lock();
         let now = self.now();
         state.intake.pace.add_backlog(webhook, now);
     }
 
     /// See [`Pace::set_backlogs`].
-    pub fn have_backlogs(&self, webhooks: impl Iterator<Item = Uuid>) {
+    pub fn set_backlogs(&self, webhooks: impl Iterator<Item = Uuid>) {
         let mut state = self.lock();
         let now = self.now();
         state.intake.pace.set_backlogs(webhooks, now);

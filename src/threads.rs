@@ -1,4 +1,4 @@
-//! The threads of the process, whose ends are noticed, and a check whether more threads can be started.
+//! Named threads whose end is reported, and a check whether more threads can be started.
 //!
 //! Our own code handles the error if a thread can't be started. Some libraries panic instead, so they may start
 //! threads only right after [`check`] has succeeded.

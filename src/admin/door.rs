@@ -33,15 +33,15 @@ const SHARE_OF_FILES: u64 = 4;
 /// well-behaved client is done sooner. The heads of their requests take 1 MiB in total, their answers about 4 MiB.
 const MOST_MIDWAY: usize = 128;
 
-/// The most requests that may wait for an answer. Beyond this number, no connections are accepted. None of these
-/// is closed: they wait for us, and equal requests share an answer.
+/// The most requests that may wait for an answer. Beyond this number, no connections are accepted. None is
+/// closed to make room: they wait for us, and equal requests share an answer.
 const MOST_WAITING: usize = 128;
 
 /// The time limit for the head of a request. A scraper sends it at once; a lost packet costs a second, and a second
 /// loss two more.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The time limit from there until the client has the answer. Prometheus gives up after ten seconds, too.
+/// The time limit from the end of the head until the client has the answer. Prometheus gives up after ten seconds, too.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long, and how many bytes, we still read from a client after its answer. If a socket is closed with unread
@@ -110,7 +110,7 @@ enum ClientKind {
     Waiting,
 }
 
-/// The error that a client's connection has to be closed.
+/// This client's connection has to be closed.
 struct Disconnect;
 
 impl From<io::Error> for Disconnect {
@@ -182,7 +182,7 @@ impl Door {
         files.push(PollFd::new(&self.listener, accepting));
         let clients = self.clients.iter();
         files.extend(clients.map(|client| PollFd::new(&client.stream, client.stage.awaits())));
-        let limit = Timespec::try_from(POLL).context("a short time")?;
+        let limit = Timespec::try_from(POLL).context("POLL does not fit a timespec")?;
         match poll(&mut files, Some(&limit)) {
             // Interrupted by a signal: `files` has no results.
             Err(Errno::INTR) => Ok(vec![false; files.len()]),

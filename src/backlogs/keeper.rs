@@ -295,7 +295,7 @@ impl Keeper {
         self.closing.remove(&key);
         self.send_news(key, News::Removed(key.1));
         let last = self.receivers.last_in_backlog(key.0, key.1);
-        let _ = self.receivers.is_backlog_emptied(key.0, key.1, last);
+        let _ = self.receivers.note_backlog_empty(key.0, key.1, last);
         if !self.backlogs.known().keys().any(|(_, webhook)| *webhook == key.1) {
             self.standings.remove(&key.1);
         }

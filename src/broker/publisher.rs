@@ -137,7 +137,7 @@ impl Publisher {
     /// again, and so perhaps twice.
     ///
     /// # Errors
-    /// [`NotConfirmed`] if so many others wait that it could not be accepted within 30 s.
+    /// [`NotConfirmed`] if so many others wait that it could not be accepted within [`CONFIRM_TIMEOUT`].
     pub fn publish(&self, message: Outgoing) -> Result<Confirmation, NotConfirmed> {
         let (confirmed, outcome) = bounded(1);
         let since = Instant::now();
@@ -201,7 +201,7 @@ impl fmt::Debug for PublisherThread {
 enum Ended {
     /// All users of the [`Publisher`] have ended.
     NobodyLeft,
-    /// It was lost, or the broker returned a message: the cause, if it is known.
+    /// It was lost, or its channel failed: the cause, if it is known.
     Lost(Option<String>),
 }
 
@@ -359,7 +359,7 @@ impl PublisherThread {
         }
     }
 
-    /// Reroutes messages that can't be routed.
+    /// The rules for messages that can't be routed.
     fn routes(&self) -> Routes {
         Routes::new(&self.topology, Arc::clone(&self.objects))
     }

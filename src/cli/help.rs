@@ -28,7 +28,7 @@ Files:
 
 Signals:
   SIGTERM, SIGINT
-          `run` stops consuming, finishes the requests under way and returns the
+          `run` stops consuming, finishes the requests in flight and returns the
           rest to RabbitMQ, within SHUTDOWN_TIMEOUT; a second signal ends it at
           once, which loses nothing either
 

@@ -72,7 +72,7 @@ struct Story {
     queues: BTreeSet<String>,
     /// Whether anything is known.
     known: bool,
-    /// Whether no failure is known, although the log contains failures only.
+    /// Whether the log, which contains failures only, has none of it.
     no_failure: bool,
     /// What the log contains, as in DELIVERY_LOG.
     log: String,

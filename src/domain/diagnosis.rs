@@ -37,8 +37,8 @@ pub struct Evidence<'a> {
     pub owner: &'a Owner,
     /// Whether no webhook wanted the event when it came.
     pub was_unmatched: bool,
-    /// The queue in which the delivery should wait but doesn't. If its webhook is enabled, a backlog is
-    /// such a queue only if it doesn't exist: of an empty one, the first delivery may be in hand.
+    /// The queue in which the delivery should wait but doesn't. If its webhook is enabled, an
+    /// empty backlog doesn't count: its first delivery may be in hand.
     pub missing_from: Option<&'a str>,
     /// The state of the backlog in which the delivery waits, if it is known.
     pub backlog: Option<&'a BacklogSeen>,
@@ -258,7 +258,7 @@ impl Evidence<'_> {
         (conclusion, remedy)
     }
 
-    /// It was dropped, and what was dropped is not kept.
+    /// The remedy for a dropped delivery: dropped deliveries aren't kept.
     fn after_drop(&self) -> Remedy {
         match self.registration {
             Registration::Enabled => Remedy::PublishDropped,

@@ -5,7 +5,7 @@
 //! the delivery:
 //!
 //! - If it may begin as soon as another request ends, it waits where it is for a moment. Only a few
-//!   deliveries wait like this, unless requests of that receiver end one after the other.
+//!   deliveries wait like this, unless the receiver is *brisk*.
 //! - Otherwise it *enters* its receiver's backlog: a queue at the broker, one for each event queue and
 //!   webhook.
 //!
@@ -32,8 +32,8 @@ pub use contents::{BacklogKey, Contents, EntryTicket};
 /// brisk. Each of them occupies a consumer that other deliveries need.
 const MOST_EACH: usize = 4;
 
-/// At most one delivery per this many places of a queue's capacity may wait a moment for receivers that
-/// aren't brisk.
+/// Of a queue's capacity, one in this many places is the number of deliveries that may wait a moment for
+/// receivers that aren't brisk.
 const MOST_PART: usize = 4;
 
 /// The backlog of a brisk receiver is short up to this multiple of the queue's capacity. The receiver

@@ -10,7 +10,7 @@ use super::retry::Schedule;
 use super::statuses::Statuses;
 use super::time::Span;
 
-/// The longest `Retry-After` that is honored. Without it, a receiver whose header mistakenly says "next
+/// The longest `Retry-After` that is honoured. Without it, a receiver whose header mistakenly says "next
 /// year" would get nothing until we restart.
 pub const LONGEST_STAY: Duration = Duration::from_secs(3_600);
 
@@ -38,7 +38,8 @@ pub enum Response {
         /// What failed, and where.
         detail: String,
     },
-    /// No attempt was made: the webhook can't be used, or its address isn't allowed.
+    /// No request was sent, because the webhook can't be used, or its address isn't allowed. It counts as an
+    /// attempt.
     Refused {
         /// Why, and what to do.
         detail: String,

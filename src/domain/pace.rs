@@ -1,7 +1,7 @@
 //! Decides which requests may be under way, and shares each queue's capacity fairly.
 //!
-//! Each queue has a *capacity*: the maximum number of requests under way for its events and their
-//! retries. Each request takes one place. A slow receiver holds its places for longer, so it must not
+//! Each queue has a *capacity*: the maximum number of requests under way for its events, their retries and
+//! its backlogs. Each request takes one place. A slow receiver holds its places for longer, so it must not
 //! hold many:
 //!
 //! - **Fair share**: a webhook gets another place while it has fewer places than are free. A *group*

@@ -3,8 +3,8 @@
 //!
 //! The broker numbers the messages of a channel from 1, and its confirms refer to this number, the delivery
 //! tag: an ack for messages that are safe, a nack for messages that a queue refused, each for one message
-//! or for all up to a tag. A message that no queue takes is returned first, and acked afterwards all the
-//! same.
+//! or for all up to a tag. A message that no queue takes is returned first, and still acked
+//! afterwards.
 //!
 //! Each message has exactly one outcome. It is confirmed, refused, returned, or taken back by its
 //! publisher; it expires, because nobody waits for it any more; or it is left when the channel is lost,

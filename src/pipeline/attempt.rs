@@ -76,15 +76,15 @@ impl Pipeline {
         }
         let outcome = Outcome::of(response, clock::now());
         delivery.attempts += 1;
-        let stay = outcome.retry_after();
-        delivery.not_before = stay.map(from_now);
+        let retry_after = outcome.retry_after();
+        delivery.not_before = retry_after.map(from_now);
         self.record_outcome(webhook, &delivery.event, attempt, &outcome, status);
         let no_retry = webhook.no_retry_status().unwrap_or(&self.no_retry_status);
         let decision = decide(&outcome, delivery.attempts, &self.schedule)
             .unless_refused(status, no_retry)
             .unless_expired(age(&delivery), self.delivery_max_age);
-        // For logs and people.
-        let next = decision.not_before(stay);
+        // For the logs: with Retry-After applied.
+        let next = decision.not_before(retry_after);
         if let Outcome::Failed { reason, detail, .. } | Outcome::Hopeless { reason, detail, .. } =
             outcome
         {
@@ -180,6 +180,7 @@ impl Pipeline {
                 retry_after: outcome.retry_after(),
             },
             Outcome::Hopeless { reason: Reason::Gone, .. } => {
+                // It answered, so this is no failure of the receiver; and it gets nothing more.
                 self.receivers.end(attempt, AttemptEnd::Delivered);
                 return self.receivers.forget(webhook.id);
             }

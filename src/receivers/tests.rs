@@ -76,7 +76,7 @@ fn a_delivery_that_waits_too_long_goes_to_the_backlog_and_the_next_one_queues_be
     receivers.entered(entry_of(third), false);
     assert!(receivers.is_backlog_in_use(0, Uuid::from_u128(1)));
     let last = receivers.last_in_backlog(0, Uuid::from_u128(1));
-    assert!(receivers.is_backlog_emptied(0, Uuid::from_u128(1), last));
+    assert!(receivers.note_backlog_empty(0, Uuid::from_u128(1), last));
     let again = admit(&receivers, &shutdown, 1).expect("nothing is before it");
     receivers.give_back(again);
 }
@@ -87,7 +87,7 @@ fn a_breaker_that_is_open_only_by_the_table_closes_once_all_backlogs_of_its_webh
     let webhook = Uuid::from_u128(1);
     let is_emptied = |queue| {
         let last = receivers.last_in_backlog(queue, webhook);
-        receivers.is_backlog_emptied(queue, webhook, last)
+        receivers.note_backlog_empty(queue, webhook, last)
     };
     let restore = || {
         for queue in [0, 1] {

@@ -2,7 +2,7 @@
 //!
 //! Before each read and write, ureq's transport sets the remaining time in the kernel, and it makes three calls to
 //! find out whether an idle connection is still open. For a small request to a nearby receiver that is half of
-//! all system calls. This transport keeps a time-out as long as it fits the deadline, within [`TOLERANCE`], and
+//! all system calls. This transport keeps a timeout as long as it fits the deadline, within [`TOLERANCE`], and
 //! checks a connection with one call.
 
 use std::io::{self, ErrorKind, Read, Write};
@@ -20,7 +20,7 @@ use ureq::{Error, Timeout};
 /// How much later than the deadline a read or write may end.
 const TOLERANCE: Duration = Duration::from_millis(50);
 
-/// The initial value, before any time-out is set in the kernel.
+/// The initial value, before any timeout is set in the kernel.
 const NEVER: Duration = Duration::MAX;
 
 /// The least time that the other side's kernel has to confirm data: some round trips to the other end of the
@@ -90,7 +90,7 @@ fn connect(details: &ConnectionDetails<'_>) -> Result<TcpStream, Error> {
 pub(super) struct Tcp {
     stream: TcpStream,
     buffers: LazyBuffers,
-    /// The time-outs set in the kernel.
+    /// The timeouts set in the kernel.
     read_timeout: Duration,
     write_timeout: Duration,
     unconfirmed: Duration,
@@ -191,7 +191,7 @@ impl Tcp {
         // Set once if all requests have about the same time.
         if self.unconfirmed > limit * 2 || self.unconfirmed < limit / 2 {
             let millis = u32::try_from(limit.as_millis()).unwrap_or(u32::MAX);
-            // If this fails, it works as in any other client: the request's time-out applies.
+            // If this fails, it works as in any other client: the request's timeout applies.
             if set_tcp_user_timeout(&self.stream, millis).is_ok() {
                 self.unconfirmed = limit;
             }
@@ -232,7 +232,7 @@ impl Deadline {
         }
     }
 
-    /// Makes sure that an operation ends with the deadline. A time-out that was set earlier may end it sooner; see
+    /// Makes sure that an operation ends with the deadline. A timeout that was set earlier may end it sooner; see
     /// [`Deadline::may_repeat_after`].
     fn set(
         self,
@@ -250,7 +250,7 @@ impl Deadline {
         Ok(())
     }
 
-    /// Ok if an operation that failed may be repeated. (`TimedOut` is the end of the connection; a time-out that we
+    /// Ok if an operation that failed may be repeated. (`TimedOut` is the end of the connection; a timeout that we
     /// set ends as `WouldBlock`.)
     fn may_repeat_after(self, error: io::Error) -> Result<(), Error> {
         if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) {

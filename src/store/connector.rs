@@ -36,7 +36,7 @@ const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a whole handshake may take after that answer: both sides hash thousands of times for the login.
-/// This is less than a query may take.
+/// This is less than [`QUERY_TIMEOUT`](super::QUERY_TIMEOUT).
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How many handshakes may be in progress at a time. The client can't cancel one: if it hangs, it holds its
@@ -67,7 +67,7 @@ struct Inner {
     /// The options that we add.
     options: String,
     /// Whether the server side refuses `options`, as PgBouncer does. Without our options everything works,
-    /// only without the server's time limit and with its own plans.
+    /// only with the server's own `statement_timeout` and planner settings.
     refuses_options: AtomicBool,
     /// The index of the last host that was reached, which is tried first. So all connections lead to the same
     /// server, and a silent host costs time only once.

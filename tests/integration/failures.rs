@@ -75,7 +75,7 @@ fn an_answer_that_drips_past_the_limit_is_a_failed_attempt() {
 
 #[test]
 fn a_name_that_does_not_resolve_is_a_failed_attempt() {
-    // A machine without a name server may find out only by a time-out.
+    // A machine without a name server may find out only by a timeout.
     check_failure("http://no-such-host.invalid/", &["dns", "timeout"]);
 }
 

@@ -30,10 +30,11 @@ const DEADLINE: Duration = Duration::from_millis(500);
 /// ten milliseconds.)
 const TOLERANCE: Duration = Duration::from_millis(1_500);
 
-/// The admin port uses another thread if requests overlap.
+/// The threads of the admin port: its own, and one of tiny_http.
 const ADMIN_THREADS: u64 = 2;
 
-/// The queue's capacity. Each of its two lanes has at most this many consumers, and as many worker threads;
+/// The queue's capacity. Its lanes for events and for retries have at most this many consumers each, and as many worker
+/// threads;
 /// a consumer that starts or ends briefly has another thread.
 const CAPACITY: u64 = 16;
 const MOST_THREADS: u64 = 5 * CAPACITY;

@@ -54,7 +54,7 @@ impl Keeper {
         let origin = self.origin(key).to_owned();
         let class = self.receivers.class(key.1).unwrap_or_default().label();
         self.store.open_backlog(&origin, key.1, cause, class).map_err(|error| error.to_string())?;
-        self.receivers.has_backlog(key.1);
+        self.receivers.add_backlog(key.1);
         let waiting = self
             .ask_broker(|link, shutdown| link.open_backlog(&origin, key.1, shutdown))
             .map_err(|error| error.to_string())?;

@@ -77,7 +77,7 @@ impl Keeper {
             }
         };
         let open = rows.iter().filter(|row| !row.is_closing);
-        self.receivers.have_backlogs(open.map(|row| row.webhook));
+        self.receivers.set_backlogs(open.map(|row| row.webhook));
         let mut in_table = HashSet::new();
         for row in rows {
             let Some(queue) = self.number(&row.queue) else { continue };

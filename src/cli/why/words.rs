@@ -70,7 +70,7 @@ impl Wording<'_> {
             }
             Conclusion::NothingLogged => {
                 "nothing is logged for it: delivered at its first attempt (DELIVERY_LOG=failures \
-                 logs no such one), or not yet wanted when it came, or not yet attempted"
+                 does not log those), or not yet wanted when it came, or not yet attempted"
                     .to_owned()
             }
             Conclusion::Delivered { at, attempt } => {
@@ -81,7 +81,7 @@ impl Wording<'_> {
                 format!("waits for attempt {attempt} at {} (in {left})", rfc3339(*due))
             }
             Conclusion::Overdue { attempt, due } => format!(
-                "overdue: attempt {attempt} was due at {}, {} ago, and nothing was logged of it",
+                "overdue: attempt {attempt} was due at {}, {} ago, and nothing was logged about it",
                 rfc3339(*due),
                 self.ago(*due)
             ),
@@ -213,9 +213,11 @@ fn meaning(cause: &ReadWord<DeathCause>) -> &'static str {
             DeadReason::Refused => {
                 ": its answer is one of NO_RETRY_STATUS, or of its webhook's own"
             }
-            DeadReason::Rejected => ": its URL can't be used, or leads where it may not",
+            DeadReason::Rejected => ": an unusable URL, secret or setting, or a forbidden address",
             DeadReason::Expired => ": older than DELIVERY_MAX_AGE",
-            DeadReason::OtherAccount => ": when it was due, its webhook was one of another account",
+            DeadReason::OtherAccount => {
+                ": when it was due, its webhook belonged to another account"
+            }
             DeadReason::Malformed => ": what was parked is not what the notifier wrote",
         },
         Some(DeathCause::Orphaned) => ": its retry queue was gone when it was due",

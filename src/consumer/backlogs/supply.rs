@@ -35,7 +35,7 @@ const AGE_INTERVAL: Duration = Duration::from_secs(60);
 /// but a thousand of a megabyte each are not.
 const MOST_HELD_BYTES: usize = 64 << 20;
 
-/// Beyond that, messages are handed back if their receivers may not get a request for at least this long.
+/// Beyond [`MOST_HELD_BYTES`], messages are handed back if their receivers may not get a request for at least this long.
 const WORTH_HANDING_BACK: Duration = Duration::from_secs(5);
 
 impl Drain<'_, '_> {
@@ -64,7 +64,7 @@ impl Drain<'_, '_> {
             self.context.pipeline.dropped_from_backlog(why, dropped);
         }
         // If more deliveries have entered meanwhile, the next check finds out whether they were purged too.
-        let _ = self.context.receivers.is_backlog_emptied(number, webhook, last);
+        let _ = self.context.receivers.note_backlog_empty(number, webhook, last);
         self.consume(webhook, 1)
     }
 
@@ -204,7 +204,7 @@ impl Drain<'_, '_> {
         let is_paused = hold == Some(Hold::Paused) && !is_idle;
         backlog.paused_since = backlog.paused_since.filter(|_| is_paused);
         if is_paused {
-            // Until then attempts are asked for repeatedly, so a resume is noticed without further effort.
+            // Until then the head keeps asking for an attempt, so a resume is noticed at once.
             if backlog.paused_since.get_or_insert_with(Instant::now).elapsed() >= PAUSED {
                 self.suspend(webhook, Duration::ZERO)?;
                 self.context.backlogs.report_paused(webhook);
@@ -244,7 +244,7 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Stops holding the head until it may begin, or becomes too old.
+    /// Releases the head, and consumes again once it may begin or is too old.
     pub(super) fn suspend(&mut self, webhook: Uuid, wait: Duration) -> Result<(), Ended> {
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
         let expires_in = {

@@ -118,7 +118,7 @@ impl Drain<'_, '_> {
         if count > 0 || has_more {
             backlog.futile_checks = if has_more { 0 } else { backlog.futile_checks + 1 };
             backlog.check_interval = (backlog.check_interval * 2).min(LONGEST_INTERVAL);
-        } else if self.context.receivers.is_backlog_emptied(number, webhook, last) {
+        } else if self.context.receivers.note_backlog_empty(number, webhook, last) {
             backlog.is_empty = true;
             backlog.futile_checks = 0;
             backlog.check_interval = TICK;

@@ -104,7 +104,7 @@ impl Contents {
     }
 
     /// Records that a delivery left its backlog without an attempt: it was dropped, or is dead. `is_ours`:
-    /// this process had put it there. For a delivery that begins, [`super::Intake::ask_head`] does this.
+    /// this process had put it there. For a delivery that begins, [`super::Intake`] does this.
     pub fn note_left(&mut self, key: BacklogKey, is_ours: bool) {
         if let Some(content) = self.in_use.get_mut(&key) {
             content.ours = content.ours.saturating_sub(u64::from(is_ours));

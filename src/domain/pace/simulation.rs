@@ -14,7 +14,7 @@ mod model;
 mod scenario;
 
 use model::{Bounds, Expected, Model, Obstacles, Usage, half, three_quarters};
-use scenario::{Arrival, Behavior, Failure, Response, Scenario, Subscriber, ms};
+use scenario::{Arrival, Behaviour, Failure, Response, Scenario, Subscriber, ms};
 
 /// The simulated REQUEST_TIMEOUT.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -377,9 +377,9 @@ impl Simulation {
         let response = if self.scenario.is_restless && self.drawn.u32(..100) == 0 {
             None
         } else if now >= self.scenario.heals_at {
-            Some(Behavior::quick().answer(&mut self.drawn, now))
+            Some(Behaviour::quick().answer(&mut self.drawn, now))
         } else {
-            Some(self.scenario.subscribers[webhook].behavior.answer(&mut self.drawn, now))
+            Some(self.scenario.subscribers[webhook].behaviour.answer(&mut self.drawn, now))
         };
         self.usages[queue].add(class, self.scenario.subscribers[webhook].group, webhook);
         self.peak = self.peak.max(self.usages[queue].used);

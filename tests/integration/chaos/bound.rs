@@ -10,10 +10,10 @@ use super::{
 };
 use crate::harness::cluster::NODES;
 
-/// A run's queues, each with two lanes: its events and its retries.
+/// A run's queues, each with lanes for its events, its retries and its backlogs.
 pub(super) const QUEUES: usize = 3;
 
-/// Each queue's capacity, and so the most consumers of each of its two lanes. It is small, so that slow
+/// Each queue's capacity, and so the most consumers of its lanes for events and for retries. It is small, so that slow
 /// receivers and bursts reach the limit, and large enough that all webhooks that want an event can get a
 /// request at the same time.
 pub(super) const CAPACITY: usize = 8;

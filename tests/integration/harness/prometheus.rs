@@ -109,7 +109,7 @@ impl Prometheus {
     /// The data in a response of its HTTP API.
     fn get(&self, path: &str) -> Value {
         let mut stream = TcpStream::connect(self.address).expect("Prometheus accepts");
-        stream.set_read_timeout(Some(SOON)).expect("a time-out");
+        stream.set_read_timeout(Some(SOON)).expect("a timeout");
         write!(stream, "GET /api/v1/{path} HTTP/1.0\r\n\r\n").expect("it takes a request");
         let mut text = String::new();
         stream.read_to_string(&mut text).expect("it answers and closes");

@@ -147,7 +147,7 @@ proptest! {
     ) {
         match read(variable, value) {
             Ok(config) => check_config(&config),
-            // A time-out can be refused because of another setting.
+            // A timeout can be refused because of another setting.
             Err(error) if variable == "REQUEST_TIMEOUT" => check_refusal(error.variable, &error),
             Err(error) => {
                 // A changed URL may show a piece of the mark as a file's or a parameter's name: only

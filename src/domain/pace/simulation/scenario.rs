@@ -13,7 +13,7 @@ use crate::domain::time::Moment;
 
 /// How a receiver answers.
 #[derive(Clone, Debug)]
-pub(super) enum Behavior {
+pub(super) enum Behaviour {
     /// Successfully, after a time within these bounds.
     Answers(Duration, Duration),
     /// Quickly, three times in ten with a 500.
@@ -77,7 +77,7 @@ impl Response {
     }
 }
 
-impl Behavior {
+impl Behaviour {
     pub(super) fn quick() -> Self {
         Self::Answers(ms(2), ms(6))
     }
@@ -143,15 +143,15 @@ impl Behavior {
 /// A webhook and its receiver.
 #[derive(Clone, Debug)]
 pub(super) struct Subscriber {
-    pub(super) behavior: Behavior,
+    pub(super) behaviour: Behaviour,
     /// The number of its account or host.
     pub(super) group: usize,
     pub(super) max_in_flight: Option<NonZeroU32>,
 }
 
 impl Subscriber {
-    pub(super) fn new(behavior: Behavior, group: usize) -> Self {
-        Self { behavior, group, max_in_flight: None }
+    pub(super) fn new(behaviour: Behaviour, group: usize) -> Self {
+        Self { behaviour, group, max_in_flight: None }
     }
 }
 
@@ -227,7 +227,7 @@ impl Scenario {
             _ => *rng.choice(&[1, 2, 3, 4, 5, 8, 64, 128]).expect("a capacity"),
         });
         let capacities: Vec<usize> = capacities.collect();
-        // Only a few behaviors in each run: if all were mixed, the receivers that hang would hide the
+        // Only a few behaviours in each run: if all were mixed, the receivers that hang would hide the
         // effect of the others.
         let kinds: Vec<usize> = (0..rng.usize(1..=4)).map(|_| rng.usize(..8)).collect();
         let count = match rng.usize(..4) {
@@ -242,10 +242,10 @@ impl Scenario {
         };
         let mut subscribers = Vec::new();
         for n in 0..count {
-            let which = *rng.choice(&kinds).expect("a behavior");
-            let behavior = Behavior::drawn(rng, which, lasts);
+            let which = *rng.choice(&kinds).expect("a behaviour");
+            let behaviour = Behaviour::drawn(rng, which, lasts);
             let max_in_flight = NonZeroU32::new(rng.u32(1..=4)).filter(|_| rng.u32(..10) == 0);
-            subscribers.push(Subscriber { behavior, group: n % groups, max_in_flight });
+            subscribers.push(Subscriber { behaviour, group: n % groups, max_in_flight });
         }
         let mut arrivals = Vec::new();
         let most = rng.usize(20..=if has_usual_capacity { 200 } else { 120 });

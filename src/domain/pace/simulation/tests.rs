@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::scenario::{Behavior, Outage};
+use super::scenario::{Behaviour, Outage};
 use super::*;
 
 impl Simulation {
@@ -38,10 +38,10 @@ fn percentile(mut values: Vec<Duration>, percent: usize) -> Duration {
 
 fn subscribers(
     count: usize,
-    behavior: &Behavior,
+    behaviour: &Behaviour,
     group: impl Fn(usize) -> usize,
 ) -> Vec<Subscriber> {
-    (0..count).map(|n| Subscriber::new(behavior.clone(), group(n))).collect()
+    (0..count).map(|n| Subscriber::new(behaviour.clone(), group(n))).collect()
 }
 
 /// Runs the seed PACE_SEED, or else PACE_RUNS seeds, or else `runs` seeds.
@@ -83,7 +83,7 @@ fn beside(
     (count, healthy_per_second): (usize, u32),
 ) -> (Scenario, Range<usize>) {
     let (lasts, first) = (ms(45_000), others.len());
-    others.extend(subscribers(count, &Behavior::quick(), |n| first + n));
+    others.extend(subscribers(count, &Behaviour::quick(), |n| first + n));
     let healthy = first..others.len();
     let scenario = Scenario::new(others, lasts)
         .with_steady(0..first, per_second, (ms(0), lasts))
@@ -94,8 +94,8 @@ fn beside(
 /// One event per second that a hundred webhooks want. The receivers of 60 of them hang.
 fn sixty_of_a_hundred_hang(have_one_host: bool, is_mixed: bool) -> (Scenario, Range<usize>) {
     let group = |n: usize| if have_one_host { 0 } else { n };
-    let mut all = subscribers(60, &Behavior::Hangs, group);
-    all.extend(subscribers(40, &Behavior::quick(), |n| group(60 + n)));
+    let mut all = subscribers(60, &Behaviour::Hangs, group);
+    all.extend(subscribers(40, &Behaviour::quick(), |n| group(60 + n)));
     let mut webhooks: Vec<usize> = (0..100).collect();
     if is_mixed {
         fastrand::Rng::with_seed(1).shuffle(&mut webhooks);
@@ -133,25 +133,25 @@ fn healthy_receivers_are_served_promptly_beside_hanging_and_slow_ones() {
     let times = (ms(6), ms(6));
     for (webhooks, hosts) in [(4, 1), (40, 40), (100, 100)] {
         for per_second in [15, 200] {
-            let others = subscribers(webhooks, &Behavior::alternates(), |n| n % hosts);
+            let others = subscribers(webhooks, &Behaviour::alternates(), |n| n % hosts);
             let case = format!("{webhooks} alternate on {hosts} hosts at {per_second}/s");
             check_healthy(&case, beside(others, per_second, (1, 30)), times);
         }
     }
-    let others = subscribers(500, &Behavior::Hangs, |n| n);
+    let others = subscribers(500, &Behaviour::Hangs, |n| n);
     check_healthy("500 hang, at 50/s", beside(others, 50, (20, 100)), times);
-    let away = Behavior::Down { from: ms(20_000), until: ms(35_000), how: Outage::Hangs };
+    let away = Behaviour::Down { from: ms(20_000), until: ms(35_000), how: Outage::Hangs };
     let others = subscribers(64, &away, |_| 0);
     check_healthy("a provider's host begins to hang", beside(others, 100, (1, 30)), times);
-    let slow = subscribers(1, &Behavior::Answers(ms(2_000), ms(2_000)), |n| n);
+    let slow = subscribers(1, &Behaviour::Answers(ms(2_000), ms(2_000)), |n| n);
     check_healthy("one takes 2 s, at 20/s", beside(slow, 20, (1, 30)), times);
 }
 
 #[test]
 fn far_receivers_get_the_throughput_of_their_share_of_the_capacity() {
-    let far = |millis| Behavior::Answers(ms(millis), ms(millis));
+    let far = |millis| Behaviour::Answers(ms(millis), ms(millis));
     let at_once = |webhook| Arrival { at: ms(0), queue: 0, webhooks: vec![webhook] };
-    let both = vec![Subscriber::new(far(200), 0), Subscriber::new(Behavior::quick(), 1)];
+    let both = vec![Subscriber::new(far(200), 0), Subscriber::new(Behaviour::quick(), 1)];
     let mut scenario = Scenario::new(both, ms(30_000)).with_steady(1..2, 50, (ms(0), ms(29_000)));
     scenario.arrivals.extend((0..4_000).map(|_| at_once(0)));
     // It has 32 of 64 places.
@@ -167,7 +167,7 @@ fn far_receivers_get_the_throughput_of_their_share_of_the_capacity() {
 
 /// Runs events at random times, at this mean rate, for a receiver that fails 30 % of the time.
 fn flaky(seed: u64, per_second: u32, seconds: u32) -> Simulation {
-    let mut scenario = Scenario::new(subscribers(1, &Behavior::Flaky, |n| n), ms(1_000) * seconds);
+    let mut scenario = Scenario::new(subscribers(1, &Behaviour::Flaky, |n| n), ms(1_000) * seconds);
     let drawn = &mut fastrand::Rng::with_seed(seed);
     let at = |_| Duration::from_micros(drawn.u64(..u64::from(seconds) * 1_000_000));
     let arrival = |at| Arrival { at, queue: 0, webhooks: vec![0] };
@@ -210,7 +210,7 @@ fn check_outage(how: Outage, (from, lasted): (Moment, Duration), per_second: u32
     let until = from + lasted;
     let ends = until + lasted / 2 + ms(40_000);
     let mut scenario =
-        Scenario::new(subscribers(1, &Behavior::Down { from, until, how }, |n| n), ends);
+        Scenario::new(subscribers(1, &Behaviour::Down { from, until, how }, |n| n), ends);
     scenario = scenario.with_steady(0..1, per_second, (ms(0), until));
     scenario.seed = seed;
     let run = Simulation::new(scenario).run();
