@@ -243,6 +243,13 @@ impl Evidence<'_> {
         let cause = self.backlog.map_or(reason, |backlog| &backlog.cause);
         let count = self.backlog.and_then(|backlog| backlog.count);
         let until = self.backlog.and_then(|backlog| backlog.until);
+        let next = until.filter(|until| *until > self.now);
+        // The first delivery of a backlog is in hand, and not counted. If none is behind it, nothing shows
+        // that there is a first one.
+        if !is_others && count.is_some_and(|(all, _)| all <= 1) {
+            let conclusion = Conclusion::InHandOrDropped { since, cause: cause.clone(), next };
+            return (conclusion, Remedy::PublishUnlessAttempted);
+        }
         let remedy = match cause.known() {
             _ if is_others => self.dies_when_due(),
             Some(Held::Paused) => Remedy::Resume,
@@ -253,7 +260,7 @@ impl Evidence<'_> {
             since,
             cause: cause.clone(),
             place: count.map(|(all, before)| (before + 1, all.max(before + 1))),
-            next: until.filter(|until| *until > self.now),
+            next,
         };
         (conclusion, remedy)
     }

@@ -294,7 +294,7 @@ fn of_backlogs(snapshot: &Snapshot) -> Option<Advice> {
         ),
         remedy:
             "Nothing to do: each is sent in its turn, as soon as its receiver may get a request. \
-                 `webhook-notifier webhooks list` says why they wait, and since when."
+                 `webhook-notifier webhooks show ID` says why they wait, and since when."
                 .to_owned(),
     })
 }

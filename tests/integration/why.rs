@@ -191,6 +191,12 @@ fn an_event_in_the_backlog_of_a_webhook_that_is_disabled_or_deleted_is_dropped_w
     let dropped = ["dropped: it waited in the backlog", "disabled at 2026-11-25T02:54:28Z"];
     expect_parts(&why(&sandbox, 0, &[&event]), &[&dropped[..], &[&enable]].concat());
 
+    // Once the webhook is enabled again, nothing says for certain that it was dropped.
+    sandbox.database.execute("UPDATE webhooks SET disabled_at = NULL", &[]);
+    let text = why(&sandbox, 0, &[&event]);
+    expect_parts(&text, &["its webhook was disabled", "publish the event again"]);
+    assert!(!text.contains("number 1 of 1"), "{text}");
+
     sandbox.database.execute("DELETE FROM webhooks", &[]);
     let text = why(&sandbox, 0, &[&event]);
     expect_parts(
@@ -200,6 +206,22 @@ fn an_event_in_the_backlog_of_a_webhook_that_is_disabled_or_deleted_is_dropped_w
     assert!(!text.contains("waits for"), "{text}");
     let text = why(&sandbox, 0, &["--webhook", &id]);
     expect_parts(&text, &["1 held back", "dropped with its backlog have no entry of their own"]);
+}
+
+#[test]
+fn a_delivery_that_waits_as_long_as_its_receiver_asked_for_is_not_taken_for_lost() {
+    let sandbox = Sandbox::new();
+    // Longer than the test takes, and no delay of the schedule.
+    let receiver =
+        Receiver::answering(|_| Reply::WithHeaders(429, vec![("retry-after", "1234".to_owned())]));
+    sandbox.webhook(&receiver.url("/"), &["order.paid"]);
+    let notifier = notifier(&sandbox);
+    let event = publish(&sandbox, "order.paid");
+    notifier.wait_metric("webhook_delivery_log_rows_total", &[("result", "written")], 1.0);
+    let text = why(&sandbox, 0, &[&event]);
+    expect_parts(&text, &["waits for attempt 2"]);
+    assert!(!text.contains("lost"), "{text}");
+    notifier.terminate();
 }
 
 #[test]

@@ -8,13 +8,13 @@ use anyhow::Result;
 use uuid::Uuid;
 
 use super::case;
-use crate::broker::{Link, ORPHANED, backlog_queue, dead_queue, wait_queue};
+use crate::broker::{Link, ORPHANED, Topology, backlog_queue, dead_queue, wait_queue};
 use crate::config::Config;
 use crate::dead_letters::{self, DeadLetterScope};
 use crate::domain::dead_letter::{DeadLetter, Selection};
 use crate::domain::delivery_log::{DeliveryState, LogEntry};
 use crate::domain::diagnosis::BacklogSeen;
-use crate::domain::time::{UnixMillis, between, to_unix_millis};
+use crate::domain::time::{Span, UnixMillis, between, to_unix_millis};
 use crate::shutdown;
 use crate::store::Store;
 
@@ -146,11 +146,16 @@ pub(super) fn find_not_waiting(
     is_enabled: impl Fn(Uuid) -> bool,
     now: UnixMillis,
 ) -> Vec<(Uuid, String)> {
+    let topology = Topology::of(config);
     let place = |id: Uuid, entries: &[LogEntry]| {
         let last = entries.last()?;
         match DeliveryState::of(entries, now)? {
             DeliveryState::Waiting { until, .. } if until > last.at.max(now + ABOUT_TO_EXPIRE) => {
-                Some((wait_queue(between(last.at, until).into()), true))
+                let delay = Span::from(between(last.at, until));
+                // For another delay, such as that of a Retry-After, it waits in several queues, one after
+                // another.
+                let has_queue = topology.wait_queues().any(|(other, _)| other == delay);
+                has_queue.then(|| (wait_queue(delay), true))
             }
             // If a backlog is empty, its first delivery may be in hand. That of a webhook that is not
             // enabled is emptied for good.

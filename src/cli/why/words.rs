@@ -93,6 +93,14 @@ impl Wording<'_> {
             Conclusion::InBacklog { since, cause, place, next } => {
                 self.in_backlog(*since, cause, *place, *next)
             }
+            Conclusion::InHandOrDropped { since, cause, next } => format!(
+                "entered the backlog of its webhook at {}, in which no other delivery waits: either a \
+                 notifier has it in hand ({}{}), or it was dropped while its webhook was disabled, or \
+                 lost with the queue (`backlog lost` in a notifier's log)",
+                rfc3339(*since),
+                shown::line(cause.word(), MOST_OF_REASON),
+                self.next(cause, *next),
+            ),
             Conclusion::LostBacklog { queue } => format!(
                 "lost: it waited in {queue}, which no longer exists: somebody has deleted that queue \
                  (`backlog lost` in a notifier's log), or its webhook was disabled for a while, \
@@ -156,17 +164,21 @@ impl Wording<'_> {
             Some((number, all)) => format!("about number {number} of {all} in"),
             None => "in".to_owned(),
         };
-        let next = next.map_or_else(String::new, |next| {
-            let is_probed = cause.known() == Some(Held::Breaker);
-            let verb = if is_probed { "probed" } else { "asked again" };
-            format!("; its receiver is {verb} at {} (in {})", rfc3339(next), self.until(next))
-        });
         format!(
-            "{place} the backlog of its webhook, since {}, {} ago: {}{next}",
+            "{place} the backlog of its webhook, since {}, {} ago: {}{}",
             rfc3339(since),
             self.ago(since),
             shown::line(cause.word(), MOST_OF_REASON),
+            self.next(cause, next),
         )
+    }
+
+    fn next(&self, cause: &ReadWord<Held>, next: Option<UnixMillis>) -> String {
+        next.map_or_else(String::new, |next| {
+            let is_probed = cause.known() == Some(Held::Breaker);
+            let verb = if is_probed { "probed" } else { "asked again" };
+            format!("; its receiver is {verb} at {} (in {})", rfc3339(next), self.until(next))
+        })
     }
 
     fn dead(

@@ -79,6 +79,16 @@ pub enum Conclusion {
         /// Where its dead letter is.
         letter: LetterIs,
     },
+    /// The delivery entered its webhook's backlog, in which no delivery waits now: it is in a notifier's hand,
+    /// or was dropped while the webhook was disabled, or was lost with the queue.
+    InHandOrDropped {
+        /// When it entered the backlog.
+        since: UnixMillis,
+        /// What holds up the backlog, if it still does.
+        cause: ReadWord<Held>,
+        /// When its receiver may get the next request, if that is known.
+        next: Option<UnixMillis>,
+    },
     /// The delivery was dropped with its webhook's backlog. The delivery log has no entry for that.
     DroppedWithBacklog {
         /// When it entered the backlog.
@@ -144,6 +154,8 @@ pub enum Remedy {
     PublishDropped,
     /// Enable the webhook, then publish the event again, because dropped deliveries aren't kept.
     EnableDropped,
+    /// Publish the event again, unless the delivery is attempted once its receiver may get a request.
+    PublishUnlessAttempted,
     /// Register the webhook again, then publish the event again, because dropped deliveries aren't kept.
     RegisterDropped,
     /// Publish the event again, unless its dead letter was replayed.

@@ -222,7 +222,7 @@ fn a_delivery_in_a_backlog_shows_the_present_reason() {
             Remedy::AwaitReceiver,
         ),
         // The time has passed, or is now.
-        (seen("rate", Some(NOW), Some((1, 0))), Some((1, 1)), None, Remedy::RaiseLimits),
+        (seen("rate", Some(NOW), Some((2, 0))), Some((1, 2)), None, Remedy::RaiseLimits),
         // More deliveries were ahead of it than there are: some have left meanwhile.
         (seen("paused", None, Some((2, 5))), Some((6, 6)), None, Remedy::Resume),
         (seen("sulking", None, None), None, None, Remedy::AwaitReceiver),
@@ -232,6 +232,13 @@ fn a_delivery_in_a_backlog_shows_the_present_reason() {
         let evidence = Evidence { entries: &paused, backlog: Some(&backlog), ..NOTHING };
         check(evidence, conclusion, remedy);
     }
+
+    // Nothing shows that it is still there.
+    let backlog = seen("breaker", Some(next), Some((1, 0)));
+    let conclusion =
+        Conclusion::InHandOrDropped { since, cause: "breaker".into(), next: Some(next) };
+    let evidence = Evidence { entries: &paused, backlog: Some(&backlog), ..NOTHING };
+    check(evidence, conclusion, Remedy::PublishUnlessAttempted);
 
     let missing = hold(Evidence { missing_from: Some("webhooks.backlog.q.1"), ..NOTHING });
     let queue = "webhooks.backlog.q.1".to_owned();

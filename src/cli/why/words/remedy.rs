@@ -89,6 +89,11 @@ impl Wording<'_> {
                 "nothing: the notifier tries the receiver again by itself, and once it works, sends \
                  everything in order. `webhook-notifier tail --webhook {id}` shows the last attempts"
             ),
+            Remedy::PublishUnlessAttempted => format!(
+                "ask again once the receiver works and the webhook is not paused: if no attempt is logged \
+                 for it by then, publish the event again. `webhook-notifier tail --webhook {id}` shows the \
+                 attempts"
+            ),
             Remedy::Register => {
                 "its webhook is no longer registered: a replay would be dropped. Register it again \
                  and publish the event again"
