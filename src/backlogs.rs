@@ -32,6 +32,9 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 /// core.
 const MOST: usize = 1_000;
 
+/// How long a lane waits at its start until the table was read. This takes milliseconds if PostgreSQL answers.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The number of an event queue, and a webhook.
 type Key = (usize, Uuid);
 
@@ -51,6 +54,8 @@ pub struct Backlogs {
     requests: Sender<KeeperRequest>,
     /// For the consuming threads, by queue.
     news: Vec<Receiver<News>>,
+    /// Disconnected once the state of receivers was restored from the table.
+    restored: Receiver<()>,
 }
 
 /// What this process knows about a backlog.
@@ -127,6 +132,7 @@ impl Backlogs {
         let origins: Vec<String> = config.queues.iter().map(|queue| queue.name.clone()).collect();
         let (requests, inbox) = unbounded();
         let (tell, news) = origins.iter().map(|_| unbounded()).unzip();
+        let (until_restored, restored) = bounded(0);
         let backlogs = Self {
             origins,
             instance: Uuid::new_v4().to_string(),
@@ -135,8 +141,21 @@ impl Backlogs {
             start: Instant::now(),
             requests,
             news,
+            restored,
         };
-        (backlogs, keeper::Inbox { requests: inbox, news: tell })
+        let until_restored = Some(until_restored);
+        (backlogs, keeper::Inbox { requests: inbox, news: tell, until_restored })
+    }
+
+    /// Waits until the table has said which receivers were down, and which have a backlog. A lane that
+    /// consumed before would send a receiver that is down a request for each delivery, and new events past
+    /// older ones. Gives up after [`RESTORE_TIMEOUT`], so that no lane depends on it.
+    pub fn wait_until_restored(&self, shutdown: &Shutdown) {
+        select! {
+            recv(self.restored) -> _ => {}
+            recv(shutdown.receiver()) -> _ => {}
+            default(RESTORE_TIMEOUT) => {}
+        }
     }
 
     /// The id with which this process marks the deliveries that it puts into backlogs.

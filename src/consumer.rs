@@ -107,7 +107,10 @@ fn run_sessions(context: &Context, lane: &Lane, mut session: impl FnMut(&mut Cau
         missing = context.pipeline.missing(missing.as_ref());
         let (ended, lasted) = match &missing {
             Some(missing) => (Ended::Missing(missing.clone()), Duration::ZERO),
-            None => (session(&mut causes), started.elapsed()),
+            None => {
+                context.backlogs.wait_until_restored(&context.shutdown);
+                (session(&mut causes), started.elapsed())
+            }
         };
         context.metrics.health().set_consuming(&lane.queue, false);
         let (why, problem) = match ended {

@@ -43,6 +43,8 @@ const COUNTED: usize = 20;
 pub struct Inbox {
     pub(super) requests: Receiver<KeeperRequest>,
     pub(super) news: Vec<Sender<News>>,
+    /// Dropped once the state of receivers was restored from the table.
+    pub(super) until_restored: Option<Sender<()>>,
 }
 
 /// Creates, finds and removes backlogs in its own thread.

@@ -78,6 +78,10 @@ impl Keeper {
         };
         let open = rows.iter().filter(|row| !row.is_closing);
         self.receivers.set_backlogs(open.map(|row| row.webhook));
+        if let Some(until_restored) = self.inbox.until_restored.take() {
+            self.restore(&rows);
+            drop(until_restored);
+        }
         let mut in_table = HashSet::new();
         for row in rows {
             let Some(queue) = self.number(&row.queue) else { continue };
@@ -105,6 +109,29 @@ impl Keeper {
         self.write_missing(&in_table)
     }
 
+    /// Restores the state of receivers from the rows alone, before the lanes begin: asking the broker about each
+    /// backlog takes longer. If a row is wrong, [`Self::adopt`] corrects it.
+    fn restore(&self, rows: &[BacklogRow]) {
+        for row in rows.iter().filter(|row| !row.is_closing) {
+            if let Some(queue) = self.number(&row.queue) {
+                self.receivers.found_backlog(queue, row.webhook);
+                let lasted = clock::now().duration_since(row.since).unwrap_or_default();
+                let away = (row.cause == Held::Breaker.label()).then_some(lasted);
+                self.receivers.restore(row.webhook, row.class == Class::Slow.label(), away);
+            }
+        }
+    }
+
+    /// Records that nothing waits in a backlog that was restored from its row.
+    fn note_empty(&self, key: Key) {
+        if self.is_known(key) {
+            return;
+        }
+        let last = self.receivers.last_in_backlog(key.0, key.1);
+        // If a delivery has entered meanwhile, it isn't empty.
+        let _ = self.receivers.note_backlog_empty(key.0, key.1, last);
+    }
+
     /// Adopts a backlog that another instance created, or this one before a restart, if its queue exists.
     /// Returns false if the broker didn't answer.
     fn adopt(&mut self, key: Key, row: &BacklogRow) -> bool {
@@ -116,6 +143,9 @@ impl Keeper {
                 // it says nothing about the receiver.
                 let is_away = row.cause == Held::Breaker.label() && waiting > 0;
                 let away = is_away.then_some(lasted);
+                if waiting == 0 {
+                    self.note_empty(key);
+                }
                 // The process that created the queue may have ended before binding it.
                 let opened = self.ask_broker(|link, shutdown| {
                     link.open_backlog(&row.queue, row.webhook, shutdown)
@@ -132,6 +162,7 @@ impl Keeper {
             }
             // The queue is at another broker, or was never created.
             Ok(None) => {
+                self.note_empty(key);
                 let age = clock::now().duration_since(row.since).unwrap_or_default();
                 self.is_one_being_created |= age < NEW;
                 if age > STALE {

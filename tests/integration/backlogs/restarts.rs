@@ -113,3 +113,35 @@ fn a_receiver_that_is_away_when_an_instance_starts_is_not_when_another_one_has_d
     first.terminate();
     second.terminate();
 }
+
+#[test]
+fn a_receiver_that_is_down_gets_only_probes_after_a_kill() {
+    let sandbox = Sandbox::new();
+    let customer = Customer::new(Manner::Refuses(503));
+    sandbox.webhook(&customer.url(), &["*"]);
+    let start = || {
+        let launch = launch(&sandbox).env("RETRY_SCHEDULE", "2s,repeat");
+        launch.env("CIRCUIT_BREAKER", "5,30s,30s").start()
+    };
+    let mut notifier = start();
+    open_breaker(&sandbox, &notifier);
+    let mut waiting = publish(&sandbox, 100);
+    wait_until(SOON, "they wait", || super::held(&notifier, sandbox.queue()) >= 100.0);
+    for _ in 0..4 {
+        notifier.kill();
+        waiting.extend(publish(&sandbox, 5));
+        let before = customer.requests();
+        notifier = start();
+        wait_until(SOON, "the new ones wait, too", || {
+            super::held(&notifier, sandbox.queue()) >= 5.0
+        });
+        holds_for(Duration::from_secs(2), "it is only probed", || {
+            customer.requests() <= before + 3
+        });
+    }
+    customer.becomes(Manner::AT_ONCE);
+    notifier.kill();
+    let notifier = start();
+    customer.wait_accepted(SOON, &waiting);
+    notifier.terminate();
+}
