@@ -244,7 +244,7 @@ fn a_waiting_delivery_whose_webhook_changes_account_is_dead_and_reported() {
     for part in [
         "account a",
         r#"wants it by `*`, but it belongs to account "b""#,
-        "its webhook was one of another account",
+        "its webhook belonged to another account",
         &format!("`webhooks set {id} --account a`, then"),
         "purge --webhook",
     ] {
