@@ -28,7 +28,7 @@ pub(super) struct Crew<'a> {
     pub(super) ending: Shutdown,
     end: Trigger,
     shared: Arc<Shared>,
-    /// The causes that were logged since the lane last consumed. Ended when this session consumes.
+    /// The causes that were logged since the lane last consumed. Cleared when it consumes again.
     before: Mutex<Causes>,
 }
 
@@ -36,7 +36,7 @@ pub(super) struct Crew<'a> {
 pub(super) struct Shared {
     pub(super) pipeline: Arc<Pipeline>,
     lane: Arc<Lane>,
-    /// The number of messages finished in this session.
+    /// The number of messages finished over this connection.
     done: AtomicU64,
     /// Whether the watching thread waits for the alarm.
     unwatched: AtomicBool,

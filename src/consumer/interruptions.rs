@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How long to wait for other lanes with the same cause: they notice it within milliseconds of each other.
-/// No longer than the shortest backoff, so that no lane connects later because of it.
+/// How long to wait for other lanes with the same cause. Most notice it within milliseconds of each other; one
+/// that notices it later has a line of its own. This wait is a part of the backoff, so no lane connects later
+/// because of it.
 pub(super) const GATHERING: Duration = Duration::from_millis(200);
 
 /// The interruptions that have not been logged yet: the queues of the lanes, by cause. Shared by all lanes.
