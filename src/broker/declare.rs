@@ -176,11 +176,18 @@ impl Declarer<'_> {
         };
         (self.depth)(name, counts);
         let messages = counts.map(|counts| counts.ready);
-        if messages.is_none() {
-            self.objects.missing(Kind::Queue, name, asked);
-        } else if arguments == Arguments::Any {
-            self.objects.found(Kind::Queue, name, messages.unwrap_or(0));
-            return Ok(true);
+        // An empty queue is always compared: if it is deleted just then, nothing is lost.
+        let is_to_be_compared = |messages| {
+            arguments == Arguments::Ours
+                && (messages == 0 || self.objects.is_to_be_compared(Kind::Queue, name))
+        };
+        match messages {
+            None => self.objects.missing(Kind::Queue, name, asked),
+            Some(messages) if is_to_be_compared(messages) => {}
+            Some(messages) => {
+                self.objects.found(Kind::Queue, name, messages);
+                return Ok(true);
+            }
         }
         // This changes nothing if the queue exists, and fails if it has other arguments.
         match self.calls.call(|channel| channel.queue_declare(name, options).map(drop)) {
@@ -189,7 +196,7 @@ impl Declarer<'_> {
             Err(error) if messages.is_some() && is_forbidden(&error) => {}
             Err(error) => return self.refused(Kind::Queue, name, error).map(|()| false),
         }
-        self.objects.found(Kind::Queue, name, messages.unwrap_or(0));
+        self.objects.declared(Kind::Queue, name, messages.unwrap_or(0));
         Ok(true)
     }
 
@@ -202,13 +209,16 @@ impl Declarer<'_> {
         };
         if !is_there {
             self.objects.missing(Kind::Exchange, name, asked);
+        } else if !self.objects.is_to_be_compared(Kind::Exchange, name) {
+            self.objects.found(Kind::Exchange, name, 0);
+            return Ok(());
         }
         match self.create_exchange(kind, name) {
             Ok(()) => {}
             Err(error) if is_there && is_forbidden(&error) => {}
             Err(error) => return self.refused(Kind::Exchange, name, error),
         }
-        self.objects.found(Kind::Exchange, name, 0);
+        self.objects.declared(Kind::Exchange, name, 0);
         Ok(())
     }
 
@@ -231,9 +241,12 @@ impl Declarer<'_> {
             Err(error) => return self.refused(Kind::Exchange, RETRY_EXCHANGE, error),
         };
         let mut is_older = false;
+        let is_to_be_compared = self.objects.is_to_be_compared(Kind::Exchange, RETRY_EXCHANGE);
         if !is_there {
             self.objects.missing(Kind::Exchange, RETRY_EXCHANGE, asked);
-        } else if let Err(error) = self.create_exchange(ExchangeType::Topic, RETRY_EXCHANGE) {
+        } else if is_to_be_compared
+            && let Err(error) = self.create_exchange(ExchangeType::Topic, RETRY_EXCHANGE)
+        {
             is_older = has_no_alternate(&error);
             if !is_older && !is_forbidden(&error) {
                 return self.refused(Kind::Exchange, RETRY_EXCHANGE, error);
@@ -247,7 +260,11 @@ impl Declarer<'_> {
         for (queue, key) in bindings {
             self.bind(queue, RETRY_EXCHANGE, key)?;
         }
-        self.objects.found(Kind::Exchange, RETRY_EXCHANGE, 0);
+        if is_to_be_compared {
+            self.objects.declared(Kind::Exchange, RETRY_EXCHANGE, 0);
+        } else {
+            self.objects.found(Kind::Exchange, RETRY_EXCHANGE, 0);
+        }
         if is_older {
             log::info!(
                 "exchange {RETRY_EXCHANGE} recreated: deliveries without a retry queue go to {ORPHANED} now. \

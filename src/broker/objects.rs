@@ -18,6 +18,9 @@ use crate::metrics::{ObjectKind as Kind, TopologyCounts};
 /// How long a loss is shown after it was detected.
 const SHOWN_FOR: Duration = Duration::from_secs(3_600);
 
+/// How often the arguments of an object that exists are compared with ours.
+const COMPARED_EVERY: Duration = Duration::from_secs(60);
+
 /// The objects, shared by all threads that need them.
 pub struct Objects {
     known: Mutex<BTreeMap<(Kind, String), Object>>,
@@ -42,6 +45,8 @@ struct Object {
     created: Option<Instant>,
     /// When its exchange last returned a message for it.
     returned: Option<Instant>,
+    /// When its arguments were last compared with ours.
+    compared: Option<Instant>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -122,6 +127,25 @@ impl Objects {
                 _ => {}
             }
         });
+    }
+
+    /// Records that an object was declared: it exists, with our arguments.
+    pub(super) fn declared(&self, kind: Kind, name: &str, messages: u32) {
+        self.found(kind, name, messages);
+        if let Some(object) = self.lock().get_mut(&(kind, name.to_owned())) {
+            object.compared = Some(object.seen);
+        }
+    }
+
+    /// Whether an object that was just seen has to be declared, which compares its arguments with ours. A
+    /// declaration creates the object if somebody has deleted it a moment ago, and doesn't say so: that loss
+    /// would go unnoticed. So this is rare, unless the object was missing or unusable.
+    pub(super) fn is_to_be_compared(&self, kind: Kind, name: &str) -> bool {
+        let known = self.lock();
+        let object = known.get(&(kind, name.to_owned()));
+        let there = object.filter(|object| object.state == State::There);
+        let compared = there.and_then(|object| object.compared);
+        compared.is_none_or(|at| at.elapsed() >= COMPARED_EVERY)
     }
 
     /// Records that an object didn't exist at the time `asked`. If it existed before, it was lost.
@@ -270,6 +294,7 @@ impl Objects {
             lost: None,
             created: None,
             returned: None,
+            compared: None,
         });
         let before = std::mem::replace(&mut object.state, state);
         then(object, (!is_new).then_some(before));
@@ -323,6 +348,21 @@ mod tests {
         assert_eq!(objects.standings()[0].problem.as_deref(), Some("classic"));
         objects.found(Kind::Queue, "q", 0);
         assert!(!objects.is_refused("q") && objects.standings().is_empty());
+    }
+
+    #[test]
+    fn arguments_are_compared_when_an_object_is_first_seen_and_after_each_trouble() {
+        let objects = objects();
+        let is_due = || objects.is_to_be_compared(Kind::Queue, "q");
+        objects.found(Kind::Queue, "q", 0);
+        assert!(is_due());
+        objects.declared(Kind::Queue, "q", 0);
+        assert!(!is_due());
+        objects.refused(Kind::Queue, "q", "classic");
+        assert!(is_due());
+        objects.declared(Kind::Queue, "q", 0);
+        objects.missing(Kind::Queue, "q", Instant::now());
+        assert!(is_due());
     }
 
     #[test]

@@ -118,12 +118,14 @@ fn orphaned_deliveries_want_attention() {
 #[test]
 fn a_deleted_queue_is_reported_when_it_exists_again() {
     with_vhost(|_, sandbox| {
-        let notifier = launch(sandbox).start();
-        sandbox.broker.delete("webhooks.wait.1s").expect("it is there");
+        let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "1h").start();
+        let waiting = Event::new("order.paid").parked(sandbox.queue(), Uuid::new_v4());
+        sandbox.broker.publish_to("webhooks.wait", "1h.x", &[waiting]);
+        assert_eq!(sandbox.broker.delete("webhooks.wait.1h").ok(), Some(1));
         assert_reported(
             &notifier,
             &Problem {
-                headline: "The queue webhooks.wait.1s was deleted ",
+                headline: "The queue webhooks.wait.1h was deleted ",
                 verdict: "attention",
                 readyz: 200,
                 alert: "WebhookTopologyLost",

@@ -30,7 +30,11 @@ struct Shared {
     state: Mutex<State>,
     /// When a client sends its next message, half of it is forwarded and all connections are closed.
     armed: AtomicBool,
+    /// What [`Proxy::before_each`] was given.
+    watcher: Mutex<Option<Watcher>>,
 }
+
+type Watcher = Box<dyn FnMut(&[u8]) + Send>;
 
 struct State {
     mode: Mode,
@@ -69,6 +73,7 @@ impl Proxy {
                 accepted: 0,
             }),
             armed: AtomicBool::new(false),
+            watcher: Mutex::default(),
         });
         let accepting = Arc::clone(&shared);
         thread::spawn(move || accepting.accept(&listener));
@@ -113,6 +118,11 @@ impl Proxy {
             thread::sleep(POLL_INTERVAL);
         }
         true
+    }
+
+    /// Calls `watcher` with all that clients send from now on, each time before it is forwarded.
+    pub(crate) fn before_each(&self, watcher: impl FnMut(&[u8]) + Send + 'static) {
+        *self.shared.watcher.lock().expect("no watcher panics") = Some(Box::new(watcher));
     }
 
     /// Closes the frozen connections, as keep-alives do eventually: a server keeps its side of them
@@ -200,6 +210,9 @@ impl Connection {
     /// From the client to the server.
     fn pump_up(&self, shared: &Shared) {
         self.pump(&self.client, &self.server, |bytes| {
+            if let Some(watcher) = &mut *shared.watcher.lock().expect("no watcher panics") {
+                watcher(bytes);
+            }
             let cuts = bytes.len() >= MESSAGE && shared.armed.swap(false, Ordering::SeqCst);
             if cuts {
                 let _ = (&*self.server).write_all(&bytes[..bytes.len() / 2]);

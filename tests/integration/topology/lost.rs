@@ -3,8 +3,8 @@
 use amiquip::FieldTable;
 
 use crate::harness::{
-    Event, FaultServers, Notifier, Receiver, Reply, SOON, Sandbox, Vhost, unwrapped, wait_for,
-    wait_until,
+    Broker, Event, FaultServers, Notifier, Proxy, Receiver, Reply, SOON, Sandbox, Vhost, unwrapped,
+    wait_for, wait_until,
 };
 
 /// Fails once, and always at `/never`; answers 410 at `/gone`.
@@ -90,6 +90,37 @@ fn a_deleted_queue_is_not_taken_for_empty_and_what_it_held_is_reported() {
     let listed = sandbox.command(&["dead-letters", "list"]);
     assert_eq!(listed.code, Some(1), "{listed:?}");
     assert!(listed.stderr.contains("somebody has deleted it"), "{listed:?}");
+}
+
+#[test]
+fn a_queue_that_is_deleted_during_a_check_is_reported() {
+    let faults = FaultServers::share();
+    let vhost = Vhost::new(&faults);
+    let sandbox = Sandbox::on(&vhost.servers, 1);
+    let receiver = receiver();
+    sandbox.webhook(&receiver.url("/never"), &["waits"]);
+    let proxy = Proxy::before(&vhost.servers.amqp_url);
+    let amqp_url = proxy.url(&vhost.servers.amqp_url);
+    let notifier = sandbox.notifier().env("RETRY_SCHEDULE", "1h").env("AMQP_URL", amqp_url);
+    let mut notifier = notifier.start();
+    sandbox.publish(&Event::new("waits"));
+    let wait = "webhooks.wait.1h";
+    notifier.wait_metric("webhook_queue_messages", &[("queue", wait)], 1.0);
+
+    let (broker, mut calls) = (Broker::new(&vhost.servers.amqp_url), 0);
+    proxy.before_each(move |bytes| {
+        if bytes.windows(wait.len()).any(|part| part == wait.as_bytes()) {
+            calls += 1;
+            // The first call says that it is there.
+            if calls == 2 {
+                assert_eq!(broker.delete(wait).ok(), Some(1));
+            }
+        }
+    });
+    let line = notifier.wait_stderr(SOON, &format!("queue lost queue={wait} messages=1:"));
+    assert!(line.contains("publish their events again"), "{line}");
+    assert_eq!(lost(&notifier), 1.0);
+    notifier.terminate();
 }
 
 #[test]
