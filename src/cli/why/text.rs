@@ -147,6 +147,7 @@ pub(super) fn may_be(
         "it was never received: not published, or still in its queue; `webhook-notifier check` \
          says how many wait there"
             .to_owned(),
+        "its first request is in flight: ask again later".to_owned(),
         "its id is another one: the AMQP `message-id`, otherwise the body's `id`, otherwise one that the \
          notifier has generated"
             .to_owned(),
