@@ -80,7 +80,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Run(settings) => {
             let config = settings.read()?;
             logger(&config.rust_log).init();
-            for warning in settings.warnings() {
+            for warning in settings.warnings().iter().chain(&settings.suspicions(&config)) {
                 log::warn!("{warning}");
             }
             app::check_threads(&config)?;
@@ -88,7 +88,11 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             app::run(config, store)?;
         }
         Command::Migrate(settings) => migrate::run(settings)?,
-        Command::Check { settings, output } => return check::run(&read(&settings.0)?, output.json),
+        Command::Check { settings, output } => {
+            let config = read(&settings.0)?;
+            print_warnings(&settings.0.suspicions(&config));
+            return check::run(&config, output.json);
+        }
         Command::Webhooks(command) => return webhooks::run(command),
         Command::DeadLetters(command) => dead_letters::run(command)?,
         Command::Queues(command) => queues::run(command)?,
@@ -107,10 +111,14 @@ fn dispatch(command: Command) -> Result<ExitCode> {
 fn read(settings: &Settings) -> Result<Config, ConfigError> {
     let config = settings.read()?;
     logger(&config.rust_log).init();
-    for warning in settings.warnings() {
+    print_warnings(settings.warnings());
+    Ok(config)
+}
+
+fn print_warnings(warnings: &[String]) {
+    for warning in warnings {
         print_stderr(&format!("warning: {warning}"));
     }
-    Ok(config)
 }
 
 /// Prints a line on standard output. Unlike with `println!`, a closed pipe is an error rather than a panic.

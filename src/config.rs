@@ -112,7 +112,7 @@ pub struct ConfigError {
 /// and the other half is free for others.
 const CAPACITY: u16 = 64;
 
-/// Each request under way has a thread and a connection, and perhaps a channel.
+/// Each request in flight has a thread and a connection, and perhaps a channel.
 const MOST_CAPACITY: u16 = 1_024;
 
 /// A queue to consume, and its capacity.
@@ -120,7 +120,7 @@ const MOST_CAPACITY: u16 = 1_024;
 pub struct EventQueue {
     /// The queue's name.
     pub name: String,
-    /// The most requests under way at a time for its events, their retries and its backlogs.
+    /// The most requests in flight at a time for its events, their retries and its backlogs.
     pub capacity: u16,
 }
 
@@ -176,6 +176,17 @@ impl Settings {
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// What is allowed and yet probably a mistake, one line each. For commands that need the whole
+    /// configuration.
+    #[must_use]
+    pub fn suspicions(&self, config: &Config) -> Vec<String> {
+        let spaced = config.queues.iter().filter(|queue| queue.name.contains(' ')).map(|queue| {
+            let name = quoted(&queue.name);
+            format!("QUEUES: {name} is one queue: if you mean several, put commas between them")
+        });
+        self.misspelt_variables().into_iter().chain(spaced).collect()
     }
 
     /// Reads and checks all settings. Opens nothing.

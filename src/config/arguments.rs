@@ -28,7 +28,35 @@ const OTHERS: [&str; 9] = [
 /// for AMQP_URL.
 const MIN_SIMILARITY: f64 = 0.8;
 
+/// How many letters of a variable of the environment may be wrong, missing, surplus or swapped if it is to
+/// count as a misspelt setting: for names shorter than [`LONG_NAME`], and for others. Few, since an environment
+/// has variables of other programs, too.
+const MAX_TYPOS: [usize; 2] = [1, 2];
+const LONG_NAME: usize = 12;
+
 impl Settings {
+    /// Variables of the environment that are probably misspelt settings: a line each. A variable whose setting
+    /// is given as well is none.
+    pub(super) fn misspelt_variables(&self) -> Vec<String> {
+        let variables = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        variables.filter_map(|name| self.misspelt_variable(&name)).collect()
+    }
+
+    fn misspelt_variable(&self, name: &str) -> Option<String> {
+        if is_known(name) {
+            return None;
+        }
+        let typos =
+            |setting: &Setting| strsim::osa_distance(&name.to_uppercase(), setting.variable);
+        let meant = SETTINGS.iter().min_by_key(|setting| typos(setting))?;
+        let most = MAX_TYPOS[usize::from(meant.variable.len() >= LONG_NAME)];
+        let is_meant = typos(meant) <= most && !self.given.contains_key(meant.variable);
+        is_meant.then(|| {
+            let (name, meant) = (quoted(name), meant.variable);
+            format!("environment: {name} is not a setting: did you mean {meant}?")
+        })
+    }
+
     fn arguments(hidden: fn(&str) -> bool) -> impl Iterator<Item = clap::Arg> {
         let file = clap::Arg::new(ENV_FILE)
             .long(ENV_FILE)
@@ -93,11 +121,12 @@ impl clap::FromArgMatches for Settings {
     }
 }
 
+fn is_known(name: &str) -> bool {
+    SETTINGS.iter().any(|setting| setting.variable == name) || OTHERS.contains(&name)
+}
+
 /// Warnings about the names in a file that aren't settings, each with the most similar setting.
 fn unknown_names(file: &env_file::Variables) -> Vec<String> {
-    let is_known = |name: &str| {
-        SETTINGS.iter().any(|setting| setting.variable == name) || OTHERS.contains(&name)
-    };
     let mut names: Vec<_> = file.keys().filter(|name| !is_known(name)).collect();
     names.sort_unstable();
     names.into_iter().map(|name| unknown_name(name)).collect()
@@ -146,7 +175,35 @@ impl clap::FromArgMatches for ServerSettings {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
+
+    #[test]
+    fn a_variable_that_differs_from_a_setting_by_a_letter_or_two_is_probably_meant() {
+        let given = HashMap::from([("DATABASE_URL", OsString::new())]);
+        let settings = Settings { given, ..Settings::default() };
+        for (name, meant) in [
+            ("AMPQ_URL", Some("AMQP_URL")),
+            ("amqp_url", Some("AMQP_URL")),
+            ("QUEUE", Some("QUEUES")),
+            ("ALLOWED_NETWORKS", Some("ALLOW_NETWORKS")),
+            ("REQUEST_TIME_OUT", Some("REQUEST_TIMEOUT")),
+            ("DATABASE_URI", None),
+            ("DATABASE_NAME", None),
+            ("SSL_CA_FILE", None),
+            ("RUST_BACKTRACE", None),
+            ("LOGNAME", None),
+            ("AMQP_URL", None),
+            ("HOME", None),
+        ] {
+            let warning = settings.misspelt_variable(name);
+            let expected = meant.map(|meant| {
+                format!("environment: \"{name}\" is not a setting: did you mean {meant}?")
+            });
+            assert_eq!(warning, expected, "{name}");
+        }
+    }
 
     #[test]
     fn a_name_that_is_not_a_setting_is_reported_with_the_nearest_setting() {

@@ -35,6 +35,18 @@ fn queues_may_say_how_much_capacity_they_have() {
 }
 
 #[test]
+fn a_queue_whose_name_has_a_space_is_allowed_and_suspicious() {
+    let suspicions = |queues: &str| {
+        let given = [("QUEUES", queues.into())].into();
+        let settings = Settings { given, ..Settings::default() };
+        settings.suspicions(&settings.read().expect("queues"))
+    };
+    let is_said = |line: &String| line.starts_with("QUEUES: \"a b\" is one queue");
+    assert!(suspicions("a b").iter().any(is_said));
+    assert!(!suspicions("a, b").iter().any(is_said));
+}
+
+#[test]
 fn what_cannot_be_used_is_named() {
     for (variable, value) in [
         ("AMQP_URL", "http://s3cret@x/"),

@@ -154,7 +154,7 @@ fn there_are_colours_on_a_terminal_and_nowhere_else() {
 }
 
 #[test]
-fn a_misspelt_setting_in_an_env_file_is_reported_with_the_one_that_is_meant() {
+fn a_misspelt_setting_is_reported_with_the_one_that_is_meant() {
     let sandbox = Sandbox::new();
     let installation = Installation::empty();
     let file = installation.path("/env");
@@ -174,8 +174,9 @@ fn a_misspelt_setting_in_an_env_file_is_reported_with_the_one_that_is_meant() {
     }
     let mut notifier =
         sandbox.launch(&["run", "--env-file", named, "--metrics-addr", "127.0.0.1:0"]);
-    notifier = notifier.env("ALLOW_NETWORKS", "127.0.0.0/8");
+    notifier = notifier.env("ALLOW_NETWORKS", "127.0.0.0/8").env("CONECT_TIMEOUT", "1s");
     let mut notifier = notifier.start();
     notifier.wait_stderr(SOON, "did you mean PREFETCH_COUNT?");
+    notifier.wait_stderr(SOON, "environment: \"CONECT_TIMEOUT\" is not a setting");
     notifier.terminate();
 }
