@@ -88,30 +88,34 @@ pub(super) fn run(command: Publish) -> Result<()> {
         };
         Outgoing::to_queue(message, &queue)
     };
-    let batches = ids.chunks(most).map(|ids| ids.iter().map(message).collect());
-    publish_all(&config, &queue, batches)?;
-    if common.output.json { print_json(&ids) } else { print(ids.join("\n")) }
+    let batches = ids.chunks(most).map(|ids| (ids, ids.iter().map(message).collect()));
+    let json = common.output.json;
+    // As lines, the ids of each batch are printed at once, so that they are known if a later batch fails.
+    let published = |ids: &[String]| if json { Ok(()) } else { print(ids.join("\n")) };
+    publish_all(&config, &queue, batches, published)?;
+    if json { print_json(&ids) } else { Ok(()) }
 }
 
-/// Publishes one batch after the other, so that only one is in memory.
-fn publish_all(
+/// Publishes one batch after the other, so that only one is in memory. Calls `published` with the ids of each.
+fn publish_all<'a>(
     config: &Config,
     queue: &str,
-    all: impl Iterator<Item = Vec<Outgoing>>,
+    all: impl Iterator<Item = (&'a [String], Vec<Outgoing>)>,
+    mut published: impl FnMut(&[String]) -> Result<()>,
 ) -> Result<()> {
     // Ctrl-C simply ends this command, which has nothing to finish.
     let (_trigger, shutdown) = shutdown::channel();
     let not_published = || format!("not published to {queue:?}");
     let mut batches = Batches::open(config, &shutdown).with_context(not_published)?;
     let mut before = 0;
-    for batch in all {
-        let count = batch.len();
+    for (ids, batch) in all {
         if let Err(error) = batches.publish(batch) {
             let error = explained(config, queue, &shutdown, error);
             return Err(error.context(format!("{before} were published before")))
                 .with_context(not_published);
         }
-        before += count;
+        published(ids)?;
+        before += ids.len();
     }
     batches.close();
     Ok(())
