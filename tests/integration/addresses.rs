@@ -94,8 +94,14 @@ fn an_address_that_is_not_allowed_is_rejected_without_a_connection_however_it_is
         ("http://[2002:7f00:1::]:PORT/", "(loopback, 127.0.0.0/8)"),
         ("http://[2001::7f00:1]:PORT/", "(Teredo, 2001::/32)"),
         ("http://[fd00:ec2::254]/latest/meta-data/", "(unique local, fc00::/7)"),
-        ("http://169.254.169.254/latest/meta-data/", "(link-local, 169.254.0.0/16)"),
-        ("http://2852039166/latest/meta-data/", "(link-local, 169.254.0.0/16)"),
+        (
+            "http://169.254.169.254/latest/meta-data/",
+            "(link-local: cloud metadata and credentials, 169.254.0.0/16)",
+        ),
+        (
+            "http://2852039166/latest/meta-data/",
+            "(link-local: cloud metadata and credentials, 169.254.0.0/16)",
+        ),
         ("http://10.1.2.3/", "(private, 10.0.0.0/8)"),
     ]);
 }

@@ -26,7 +26,7 @@ pub(super) const SPECIAL_V4: [(Ipv4Net, &str); 20] = [
     (v4(127, 0, 0, 0, 8), "loopback"),
     // In every Azure virtual machine this address is the physical host, which knows the guest's secrets.
     (v4(168, 63, 129, 16, 32), "Azure's own"),
-    (v4(169, 254, 0, 0, 16), "link-local"),
+    (v4(169, 254, 0, 0, 16), "link-local: cloud metadata and credentials"),
     (v4(172, 16, 0, 0, 12), "private"),
     (v4(192, 0, 0, 0, 24), "protocol assignments"),
     (v4(192, 0, 2, 0, 24), "documentation"),

@@ -53,7 +53,7 @@ fn only_the_public_internet_is_allowed_by_default() {
         ("100.100.100.200", "shared address space"),
         ("127.0.0.1", "loopback"),
         ("168.63.129.16", "Azure's own"),
-        ("169.254.169.254", "link-local"),
+        ("169.254.169.254", "link-local: cloud metadata and credentials"),
         ("172.31.255.255", "private"),
         ("192.0.0.192", "protocol assignments"),
         ("192.168.0.1", "private"),
@@ -79,7 +79,7 @@ fn only_the_public_internet_is_allowed_by_default() {
         ("3fff:fff::1", "documentation"),
         ("::ffff:10.0.0.1", "private"),
         ("64:ff9b::7f00:1", "loopback"),
-        ("2002:a9fe:a9fe::1", "link-local"),
+        ("2002:a9fe:a9fe::1", "link-local: cloud metadata and credentials"),
         ("2606:4700::5efe:a00:1", "private"),
         ("2606:4700::200:5efe:7f00:1", "loopback"),
     ] {
