@@ -33,7 +33,7 @@ mod interruptions;
 mod relief;
 mod window;
 
-use crew::{Crew, Post};
+use crew::{ConsumerHandle, Crew};
 use interruptions::GATHERING;
 use relief::Returned;
 use window::Window;
@@ -168,10 +168,7 @@ fn session(context: &Context, lane: &Arc<Lane>, causes: &mut Causes) -> Ended {
             Ok(None) => Ended::Lost("the queue was deleted".to_owned()),
             Err(error) => Ended::Lost(error.to_string()),
         },
-        Ended::Lost(problem) => {
-            let cause = link.cause_of_loss();
-            Ended::Lost(format!("{problem}: {cause}"))
-        }
+        Ended::Lost(problem) => Ended::Lost(link.explain_loss(problem)),
         asked_or_missing => {
             link.close();
             asked_or_missing
@@ -183,7 +180,7 @@ fn session(context: &Context, lane: &Arc<Lane>, causes: &mut Causes) -> Ended {
 fn consume(
     crew: &Crew<'_>,
     channel: &Channel,
-    post: &Post,
+    handle: &ConsumerHandle,
     returned: &Receiver<Returned>,
     surplus: &Shutdown,
     is_first: bool,
@@ -198,12 +195,19 @@ fn consume(
         Ok(consumer) => consumer,
         Err(error) => return Ended::Lost(why_not_consumed(&error)),
     };
-    post.set_messages(consumer.receiver());
+    handle.set_messages(consumer.receiver());
     crew.report_consuming();
     let window = Window::new(&consumer, lane, &context.pipeline, prefetch_count);
-    let (ended, back) =
-        Consuming { crew, post, consumer: &consumer, window, returned, surplus, back: Vec::new() }
-            .run();
+    let (ended, back) = Consuming {
+        crew,
+        handle,
+        consumer: &consumer,
+        window,
+        returned,
+        surplus,
+        back: Vec::new(),
+    }
+    .run();
     // Cancel first: otherwise messages that are handed back would be delivered to us again.
     kill.guard_shared(ending, || {
         let waiting = cancel(&consumer);
@@ -220,7 +224,7 @@ fn consume(
 /// A running consumer.
 struct Consuming<'a> {
     crew: &'a Crew<'a>,
-    post: &'a Post,
+    handle: &'a ConsumerHandle,
     consumer: &'a Consumer<'a>,
     window: Window<'a>,
     /// Messages of this consumer that other threads have settled.
@@ -265,11 +269,11 @@ impl Consuming<'_> {
 
     fn settle(&mut self, message: ConsumerMessage) -> Result<(), Ended> {
         let mut delivery = delivery(message)?;
-        if self.post.take(delivery.delivery_tag()) {
+        if self.handle.take(delivery.delivery_tag()) {
             return self.window.hand_back(delivery);
         }
         self.window.count_taken();
-        let settlement = self.crew.settle(&mut delivery, self.post.progress());
+        let settlement = self.crew.settle(&mut delivery, self.handle.progress());
         self.keep_settled(delivery, settlement)
     }
 
@@ -305,7 +309,7 @@ impl Consuming<'_> {
             // No other message is there to be acked together with these, so waiting gains nothing.
             self.window.ack()?;
             if !self.window.is_full() {
-                self.post.progress().ends();
+                self.handle.progress().ends();
             }
             // If the queue holds more, the next message arrives within microseconds after the ack.
             // `recv_timeout` spins that long before the thread sleeps, but `select!` doesn't, and waking a
@@ -358,7 +362,7 @@ impl Consuming<'_> {
                 Ok(())
             }
             Some(Returned::Over) => {
-                self.post.remove_relief();
+                self.handle.remove_relief();
                 Ok(())
             }
             None => Ok(()),
@@ -384,9 +388,9 @@ impl Consuming<'_> {
     }
 
     fn wait_for_reliefs(&mut self) {
-        self.post.close();
+        self.handle.close();
         // Each relief ends once it has settled its current message.
-        while self.post.has_reliefs() {
+        while self.handle.has_reliefs() {
             // The consumer ends anyway, so an error doesn't matter.
             let _ = self.take(self.returned.recv().ok());
         }

@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::domain::time::millis;
 use crate::domain::webhook::{AsOf, Scope, Webhook};
-use crate::metrics::Lookups;
+use crate::metrics::DirectoryLookups;
 use crate::store::Store;
 
 mod listening;
@@ -70,7 +70,7 @@ pub struct Directory {
     away: AtomicBool,
     /// Whether PostgreSQL has answered a query since the listening connection was last lost.
     answered: AtomicBool,
-    lookups: Lookups,
+    lookups: DirectoryLookups,
     subscribers: Mutex<Vec<Subscriber>>,
 }
 
@@ -83,7 +83,7 @@ impl fmt::Debug for Directory {
 impl Directory {
     /// A directory with an empty memory.
     #[must_use]
-    pub fn new(config: &Config, store: Arc<Store>, lookups: Lookups) -> Self {
+    pub fn new(config: &Config, store: Arc<Store>, lookups: DirectoryLookups) -> Self {
         let most = NonZeroUsize::new(config.directory_entries).unwrap_or(NonZeroUsize::MIN);
         Self {
             store,

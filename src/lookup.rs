@@ -45,11 +45,11 @@ pub type LookedUp = Result<Arc<[IpAddr]>, LookUpError>;
 type Resolve = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 
 /// Looks up names. When it is dropped, its threads end, after the answer to their current look-up.
-pub struct LookUps(Arc<Shared>);
+pub struct NameLookups(Arc<Shared>);
 
-impl fmt::Debug for LookUps {
+impl fmt::Debug for NameLookups {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("LookUps").field("most", &self.0.most).finish_non_exhaustive()
+        formatter.debug_struct("NameLookups").field("most", &self.0.most).finish_non_exhaustive()
     }
 }
 
@@ -83,7 +83,7 @@ struct Name {
     waiters: Vec<(u64, Sender<LookedUp>)>,
 }
 
-impl LookUps {
+impl NameLookups {
     /// Look-ups with the system's resolver, in at most `most` threads.
     #[must_use]
     pub fn new(most: usize) -> Self {
@@ -142,7 +142,7 @@ impl LookUps {
     }
 }
 
-impl Drop for LookUps {
+impl Drop for NameLookups {
     fn drop(&mut self) {
         self.0.lock().over = true;
         self.0.work.notify_all();
@@ -279,7 +279,7 @@ mod tests {
 
     /// Name servers that don't answer until they are released, except for names with `quick`.
     struct Servers {
-        look_ups: Arc<LookUps>,
+        look_ups: Arc<NameLookups>,
         asked: Arc<AtomicUsize>,
         release: shutdown::Trigger,
     }
@@ -288,7 +288,7 @@ mod tests {
         let (release, held): (_, Shutdown) = shutdown::channel();
         let asked = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&asked);
-        let look_ups = LookUps::with_resolver(most, move |name| {
+        let look_ups = NameLookups::with_resolver(most, move |name| {
             counted.fetch_add(1, Ordering::SeqCst);
             if !name.contains("quick") {
                 let _ = held.wait(LONG);

@@ -51,7 +51,7 @@ pub struct Metrics {
     dropped_deleted: IntCounter,
     dropped_disabled: IntCounter,
     transitions: IntCounterVec,
-    lookups: Lookups,
+    lookups: DirectoryLookups,
     log_rows: LogRows,
     live_metrics: LiveMetrics,
     /// Returns the live values. Called when the metrics are read.
@@ -112,7 +112,7 @@ impl Metrics {
             "Look-ups of the webhooks that want an event, by the source of the answer",
             &["answer"],
         )?;
-        let lookups = Lookups {
+        let lookups = DirectoryLookups {
             memory: lookups.with_label_values(&["memory"]),
             database: lookups.with_label_values(&["database"]),
             last_known: lookups.with_label_values(&["last_known"]),
@@ -191,7 +191,7 @@ impl Metrics {
 
     /// The counters of the directory's answers.
     #[must_use]
-    pub fn lookups(&self) -> Lookups {
+    pub fn lookups(&self) -> DirectoryLookups {
         self.lookups.clone()
     }
 
@@ -309,7 +309,7 @@ impl Metrics {
 
 /// The counters of the directory's answers, by their source.
 #[derive(Clone, Debug)]
-pub struct Lookups {
+pub struct DirectoryLookups {
     /// From memory, and known to be current.
     pub memory: IntCounter,
     /// From PostgreSQL.

@@ -224,7 +224,7 @@ impl Pipeline {
         let limit = self.max_event_bytes;
         let event = match Event::read(message.properties(), &message.body, limit, new_id) {
             Ok(event) => event,
-            Err(malformed) => return self.bury_malformed(context, &malformed, promises),
+            Err(malformed) => return self.dead_letter_malformed(context, &malformed, promises),
         };
         let found = progress
             .while_asking(|| self.directory.wanting(&event.event_type, event.account.as_deref()));
@@ -232,7 +232,7 @@ impl Pipeline {
             Err(error @ StoreError::InvalidValue(_)) => {
                 let words = error.answer().unwrap_or_default().to_owned();
                 let malformed = Malformed::NotSearchable(words);
-                return self.bury_malformed(context, &malformed, promises);
+                return self.dead_letter_malformed(context, &malformed, promises);
             }
             answer => self.answered(answer)?,
         };
@@ -260,12 +260,12 @@ impl Pipeline {
         promises: &mut Promises,
     ) -> Result<(), Missing> {
         if context.message.is_bound_for(&dead_queue(&context.lane.origin)) {
-            return self.bury_at_last(context, promises);
+            return self.dead_letter_again(context, promises);
         }
         let Message { headers, body, .. } = context.message;
         let delivery = match Delivery::from_headers(headers, body, unix_millis()) {
             Ok(delivery) => delivery,
-            Err(malformed) => return self.bury_malformed(context, &malformed, promises),
+            Err(malformed) => return self.dead_letter_malformed(context, &malformed, promises),
         };
         // A delivery that was never attempted, such as one of a split event, isn't a retry.
         let metrics = match delivery.attempts {
@@ -276,7 +276,7 @@ impl Pipeline {
         let found = progress.while_asking(|| self.directory.find(delivery.webhook_id));
         let dropped = match self.answered(found)? {
             Found::Enabled(webhook) if !webhook.may_have(&delivery.event) => {
-                promises.extend([self.bury_for_account(context, &webhook, delivery)?]);
+                promises.extend([self.dead_letter_for_account(context, &webhook, delivery)?]);
                 return Ok(());
             }
             Found::Enabled(webhook) => {

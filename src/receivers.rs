@@ -1,4 +1,4 @@
-//! Decides for the whole process which requests may be under way. Adds a lock, waiting threads and the clock to
+//! Decides for the whole process which requests may be in flight. Adds a lock, waiting threads and the clock to
 //! [`Intake`].
 
 use std::collections::HashMap;

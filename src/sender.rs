@@ -14,7 +14,7 @@ use crate::domain::address::AllowedNetworks;
 use crate::domain::delivery_log::Extent;
 use crate::domain::forwarding::Forwarding;
 use crate::domain::outcome::Response;
-use crate::lookup::LookUps;
+use crate::lookup::NameLookups;
 
 mod agents;
 mod attempt;
@@ -96,7 +96,7 @@ impl Sender {
         let max_answer_bytes = usize::try_from(config.max_response_bytes)
             .unwrap_or(usize::MAX)
             .saturating_add(MAX_RESPONSE_HEADER_BYTES);
-        let look_ups = Arc::new(LookUps::new(MOST_THREADS));
+        let look_ups = Arc::new(NameLookups::new(MOST_THREADS));
         let proxy = Proxy::of(config, &names, &look_ups);
         let factory = AgentFactory {
             settings,
@@ -175,7 +175,7 @@ pub fn obstacle(url: &Uri, allowed: &AllowedNetworks, limit: Duration) -> Option
     let resolver = GuardedResolver {
         allowed: allowed.clone(),
         names: Arc::new(NameCache::new()),
-        look_ups: Arc::new(LookUps::new(1)),
+        look_ups: Arc::new(NameLookups::new(1)),
     };
     let within = NextTimeout {
         after: time::Duration::Exact(limit),

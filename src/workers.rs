@@ -1,7 +1,7 @@
 //! Reused threads: for requests behind which nothing should wait, and for the messages of stuck consumers.
 //!
 //! Each task was admitted to a queue's capacity before, or settles messages of a consumer. So the number of
-//! threads is limited by the number of requests that may be under way. A thread that has been idle for a while
+//! threads is limited by the number of requests that may be in flight. A thread that has been idle for a while
 //! ends.
 
 use std::fmt;

@@ -22,7 +22,7 @@ use super::repair::RepairedStream;
 use super::tls::{self, TlsStream};
 use super::{BrokerError, Link, SETUP_TIMEOUT};
 use crate::config::{Amqp, Host};
-use crate::lookup::{LookUpError, LookUps};
+use crate::lookup::{LookUpError, NameLookups};
 use crate::shutdown::Shutdown;
 use crate::threads;
 
@@ -35,7 +35,7 @@ const SHUTDOWN_POLL: Duration = Duration::from_millis(50);
 
 /// All connections look up the same few names, so one thread is enough, with a second one in case a look-up
 /// hangs. The look-ups of receivers have other threads, because strangers run their name servers.
-static LOOK_UPS: LazyLock<LookUps> = LazyLock::new(|| LookUps::new(2));
+static LOOK_UPS: LazyLock<NameLookups> = LazyLock::new(|| NameLookups::new(2));
 
 /// The addresses that failed when they were last tried, while another one worked, and why. They are tried
 /// last, so that not every connection waits for them, and logged once.

@@ -109,6 +109,14 @@ impl Link {
         closed.and_then(Result::err).map_or_else(|| "closed".to_owned(), |error| error.to_string())
     }
 
+    /// Gives up a connection after this problem. Returns the problem, with why the connection was lost if that
+    /// says more.
+    #[must_use]
+    pub fn explain_loss(self, problem: String) -> String {
+        let cause = self.cause_of_loss();
+        if problem.contains(&cause) { problem } else { format!("{problem}: {cause}") }
+    }
+
     /// Closes the connection cleanly, or cuts it after [`CLOSE_TIMEOUT`].
     pub fn close(mut self) {
         if let Some(connection) = self.connection.take() {

@@ -324,7 +324,7 @@ impl Refused {
         self.left_alone_until.is_some_and(|until| now < until)
     }
 
-    /// Whether a probe is under way. One that got no answer within [`PROBE`] may have been given up or
+    /// Whether a probe is in flight. One that got no answer within [`PROBE`] may have been given up or
     /// rerouted.
     fn is_probed(&self) -> bool {
         self.probed_at.is_some_and(|at| at.elapsed() < PROBE)

@@ -38,7 +38,7 @@ pub struct Lane {
     pub kind: LaneKind,
     /// The type with which the queue for events is created.
     pub queue_type: Option<QueueType>,
-    /// The most requests under way for the queue with its retries and backlogs, and the most consumers of this
+    /// The most requests in flight for the queue with its retries and backlogs, and the most consumers of this
     /// lane.
     pub capacity: u16,
 }

@@ -119,8 +119,7 @@ fn session(
     let spare = drain.spare.take();
     drop(drain);
     if let Ended::Lost(problem) = ended {
-        let cause = link.cause_of_loss();
-        return Ended::Lost(format!("{problem}: {cause}"));
+        return Ended::Lost(link.explain_loss(problem));
     }
     kill.guard(CLOSE_TIMEOUT, None, || drop((spare, channel)));
     link.close();
@@ -261,13 +260,13 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Finishes and acks the messages under way. All others in hand are handed back in order; closing the
+    /// Finishes and acks the messages in flight. All others in hand are handed back in order; closing the
     /// connection would requeue them in any order.
     fn finish(&mut self) -> Result<(), Ended> {
         for backlog in self.backlogs.values() {
             backlog.queue.state().is_over = true;
         }
-        while self.backlogs.values().any(|backlog| backlog.queue.state().under_way > 0) {
+        while self.backlogs.values().any(|backlog| backlog.queue.state().in_flight > 0) {
             let Ok(event) = self.events.recv() else { break };
             self.take_event(event)?;
         }
@@ -289,7 +288,7 @@ impl Drain<'_, '_> {
         }
     }
 
-    /// From now on no delivery of that backlog begins. Those under way end by themselves.
+    /// From now on no delivery of that backlog begins. Those in flight end by themselves.
     fn stop_queue(&self, queue: &Queue) {
         queue.state().is_over = true;
         drop(self.take_ready(queue));

@@ -13,10 +13,10 @@ use crate::domain::causes::Causes;
 use crate::pipeline::{Pipeline, Progress, Settlement};
 use crate::shutdown::{self, Shutdown, Trigger};
 
-mod post;
+mod handle;
 mod watch;
 
-pub(super) use post::Post;
+pub(super) use handle::ConsumerHandle;
 use watch::Watch;
 
 /// Shared by all threads that work for a lane, for the life of one connection.

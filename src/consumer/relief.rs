@@ -11,7 +11,7 @@ use std::time::Duration;
 use amiquip::ConsumerMessage;
 use crossbeam_channel::RecvTimeoutError;
 
-use super::crew::{Post, Shared};
+use super::crew::{ConsumerHandle, Shared};
 use crate::pipeline::{Progress, Settlement};
 use crate::workers::Task;
 
@@ -45,16 +45,16 @@ impl Relief {
 
     /// Settles the messages that wait for this consumer, as long as it is stuck at this message. Messages that
     /// haven't begun when the session ends are handed back.
-    pub(super) fn work(&self, shared: &Shared, post: &Post, stuck_at: u64) {
-        let _over = Over { relief: self, post };
-        while !shared.is_ending() && post.progress().message() == Some(stuck_at) {
-            let message = match post.take_message(LINGERING) {
+    pub(super) fn work(&self, shared: &Shared, handle: &ConsumerHandle, stuck_at: u64) {
+        let _over = Over { relief: self, handle };
+        while !shared.is_ending() && handle.progress().message() == Some(stuck_at) {
+            let message = match handle.take_message(LINGERING) {
                 Ok(message) => message,
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let returned = match message {
-                ConsumerMessage::Delivery(delivery) if post.take(delivery.delivery_tag()) => {
+                ConsumerMessage::Delivery(delivery) if handle.take(delivery.delivery_tag()) => {
                     Returned::Old(delivery)
                 }
                 ConsumerMessage::Delivery(mut delivery) if !shared.is_ending() => {
@@ -70,7 +70,7 @@ impl Relief {
                 Returned::Old(_) => false,
                 _ => true,
             };
-            post.give_back(returned);
+            handle.give_back(returned);
             if is_last {
                 return;
             }
@@ -81,7 +81,7 @@ impl Relief {
 /// However a relief ends, its consumer must not wait for it forever.
 struct Over<'a> {
     relief: &'a Relief,
-    post: &'a Post,
+    handle: &'a ConsumerHandle,
 }
 
 impl Drop for Over<'_> {
@@ -89,9 +89,9 @@ impl Drop for Over<'_> {
         self.relief.over.store(true, Ordering::Relaxed);
         if thread::panicking() {
             // As if the consumer had panicked, which ends the process.
-            self.post.set_failed();
+            self.handle.set_failed();
         }
-        self.post.give_back(Returned::Over);
+        self.handle.give_back(Returned::Over);
     }
 }
 
@@ -99,11 +99,11 @@ impl Drop for Over<'_> {
 pub(super) fn task(
     relief: Arc<Relief>,
     shared: Arc<Shared>,
-    post: Arc<Post>,
+    handle: Arc<ConsumerHandle>,
     stuck_at: u64,
 ) -> Task {
     Box::new(move || {
-        relief.work(&shared, &post, stuck_at);
+        relief.work(&shared, &handle, stuck_at);
         None
     })
 }

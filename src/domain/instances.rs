@@ -40,7 +40,7 @@ pub struct Instances {
     alive: Vec<Instance>,
     /// Whether all instances serve the same queues.
     are_alike: bool,
-    /// How long a request may be under way.
+    /// How long a request may be in flight.
     longest_request: Duration,
 }
 
@@ -113,7 +113,7 @@ impl Instances {
             return equal.or_else(|| self.share_of_sender(webhook, limits));
         };
         let all = self.share_of_sender(webhook, limits)?;
-        // Other instances may not know of the backlog yet, or still have requests under way.
+        // Other instances may not know of the backlog yet, or still have requests in flight.
         let Some(equal) = equal else { return Some(all) };
         let of = |since: Duration| if known_for >= since { all } else { equal };
         Some(Limits {

@@ -1,4 +1,4 @@
-//! A webhook's own limits: how many requests may be under way at a time, and how many per second.
+//! A webhook's own limits: how many requests may be in flight at a time, and how many per second.
 //!
 //! A rate is limited as in ATM networks (GCRA, ITU-T I.371): an attempt may begin while the attempts so
 //! far are at most one second ahead of the rate. Deliveries beyond a limit wait in the receiver's
@@ -31,7 +31,7 @@ const RATES: RangeInclusive<f64> = 0.001..=100_000.0;
 /// A receiver's limits in this process; none by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// How many attempts may be under way at a time.
+    /// How many attempts may be in flight at a time.
     pub max_in_flight: Option<NonZeroU32>,
     /// How many attempts per second may begin.
     pub rate: Option<Rate>,
@@ -101,7 +101,7 @@ impl Limits {
         self.max_in_flight.is_none() && self.rate.is_none()
     }
 
-    /// Whether `count` instances can share the limits: each of them may have a request under way, and
+    /// Whether `count` instances can share the limits: each of them may have a request in flight, and
     /// begin at least one attempt per second.
     pub(super) fn suffice_for(self, count: usize) -> bool {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
@@ -140,7 +140,7 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// Asks for an attempt that begins now, while `under_way` others are under way. `queue` is the queue
+    /// Asks for an attempt that begins now, while `in_flight` others are in flight. `queue` is the queue
     /// whose backlog asks; `None` for a delivery that isn't in a backlog.
     ///
     /// # Errors
@@ -148,7 +148,7 @@ impl Allowance {
     pub fn ask(
         &mut self,
         limits: Limits,
-        under_way: usize,
+        in_flight: usize,
         queue: Option<usize>,
         now: Moment,
     ) -> Result<(), (Limit, Duration)> {
@@ -157,7 +157,7 @@ impl Allowance {
             self.rate = limits.rate;
         }
         let refused =
-            self.check(limits, under_way, now).or_else(|| self.is_others_turn(queue, now));
+            self.check(limits, in_flight, now).or_else(|| self.is_others_turn(queue, now));
         if let Some(refused) = refused {
             if let Some(queue) = queue.filter(|queue| !self.line.contains(queue)) {
                 self.line.push_back(queue);
@@ -185,8 +185,8 @@ impl Allowance {
         }
     }
 
-    fn check(&self, limits: Limits, under_way: usize, now: Moment) -> Option<(Limit, Duration)> {
-        if limits.max_in_flight.is_some_and(|most| under_way >= most.get() as usize) {
+    fn check(&self, limits: Limits, in_flight: usize, now: Moment) -> Option<(Limit, Duration)> {
+        if limits.max_in_flight.is_some_and(|most| in_flight >= most.get() as usize) {
             return Some((Limit::InFlight, Duration::ZERO));
         }
         let early = self.full_at.saturating_sub(now + limits.rate?.allowance());

@@ -1,6 +1,6 @@
-//! Decides which requests may be under way, and shares each queue's capacity fairly.
+//! Decides which requests may be in flight, and shares each queue's capacity fairly.
 //!
-//! Each queue has a *capacity*: the maximum number of requests under way for its events, their retries and
+//! Each queue has a *capacity*: the maximum number of requests in flight for its events, their retries and
 //! its backlogs. Each request takes one place. A slow receiver holds its places for longer, so it must not
 //! hold many:
 //!
@@ -9,7 +9,7 @@
 //!   times as many.
 //! - **Classes**: the *slow* receivers together have at most half of the capacity, the slow and the
 //!   *unproven* together three quarters. The rest is always free for the prompt ones. An unproven
-//!   receiver has one request under way.
+//!   receiver has one request in flight.
 //! - **Waiting**: a delivery to a prompt receiver waits if nothing but a free place is missing. A
 //!   delivery that is refused for another reason goes elsewhere, so it delays no other delivery.
 //!
@@ -61,7 +61,7 @@ impl Ask {
     }
 }
 
-/// An attempt that may be made. It is under way until [`Pace::end`] or [`Pace::give_back`].
+/// An attempt that may be made. It is in flight until [`Pace::end`] or [`Pace::give_back`].
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Attempt {
@@ -84,9 +84,9 @@ pub enum Admission {
     Waits(Ticket),
 }
 
-/// A request under way.
+/// A request in flight.
 #[derive(Clone, Copy, Debug)]
-struct UnderWay {
+struct InFlight {
     queue: usize,
     webhook: Uuid,
     group: Group,
@@ -117,11 +117,11 @@ pub struct Pace {
     /// How many receivers are remembered.
     max_receivers: usize,
     breaker: Breaker,
-    /// The requests under way by their number, which increases in the order in which they begin.
-    under_way: BTreeMap<u64, UnderWay>,
+    /// The requests in flight by their number, which increases in the order in which they begin.
+    in_flight: BTreeMap<u64, InFlight>,
     /// The number of the next request.
     next: u64,
-    /// All requests under way with a lower number already count as slow.
+    /// All requests in flight with a lower number already count as slow.
     slow_before: u64,
     /// The deliveries that wait for a place, by queue, the earliest first.
     waiting: Vec<VecDeque<(Ticket, Ask)>>,
@@ -133,7 +133,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Without any request under way. `capacities` has the capacity of each queue. If more than
+    /// Without any request in flight. `capacities` has the capacity of each queue. If more than
     /// `max_receivers` are known, receivers without trouble are forgotten.
     #[must_use]
     pub fn new(
@@ -143,14 +143,14 @@ impl Pace {
     ) -> Self {
         let queues: Vec<_> = capacities.into_iter().map(Capacity::new).collect();
         let waiting = vec![VecDeque::new(); queues.len()];
-        let (receivers, under_way) = (HashMap::new(), BTreeMap::new());
+        let (receivers, in_flight) = (HashMap::new(), BTreeMap::new());
         let (next, slow_before, next_ticket) = (0, 0, 0);
         Self {
             queues,
             receivers,
             max_receivers,
             breaker,
-            under_way,
+            in_flight,
             next,
             slow_before,
             waiting,
@@ -214,7 +214,7 @@ impl Pace {
         let receiver = self.receivers.entry(ask.webhook).or_default();
         receiver.check(now)?;
         let queue = &self.queues[ask.queue];
-        queue.check(receiver.class(), ask.group, receiver.under_way(ask.queue))?;
+        queue.check(receiver.class(), ask.group, receiver.in_flight(ask.queue))?;
         if !queue.is_full() {
             return self.begin(ask, now).map(Admission::Begins);
         }
@@ -237,8 +237,8 @@ impl Pace {
         self.queues[queue].take(class, group);
         let number = self.next;
         self.next += 1;
-        let began = UnderWay { queue, webhook, group, class, began: now, is_probe };
-        self.under_way.insert(number, began);
+        let began = InFlight { queue, webhook, group, class, began: now, is_probe };
+        self.in_flight.insert(number, began);
         Ok(Attempt { number, is_probe })
     }
 
@@ -264,8 +264,8 @@ impl Pace {
     }
 
     fn release(&mut self, attempt: Attempt) -> Option<(&mut Receiver, EndedAttempt)> {
-        let request = self.under_way.remove(&attempt.number)?;
-        let UnderWay { queue, webhook, group, class, began, is_probe } = request;
+        let request = self.in_flight.remove(&attempt.number)?;
+        let InFlight { queue, webhook, group, class, began, is_probe } = request;
         self.queues[queue].free(class, group);
         let receiver = self.receivers.get_mut(&webhook)?;
         Some((receiver, EndedAttempt { queue, began, is_probe }))
@@ -287,7 +287,7 @@ impl Pace {
         self.reclassify_slow(now);
         let receiver = self.receivers.entry(ask.webhook).or_default();
         let checked = receiver.check(now).and_then(|()| {
-            self.queues[queue].check(receiver.class(), ask.group, receiver.under_way(queue))
+            self.queues[queue].check(receiver.class(), ask.group, receiver.in_flight(queue))
         });
         Some((ticket, checked.and_then(|()| self.begin(ask, now))))
     }
@@ -300,9 +300,9 @@ impl Pace {
         })
     }
 
-    /// Counts requests that have been under way for longer than [`SLOW`] as slow from then on.
+    /// Counts requests that have been in flight for longer than [`SLOW`] as slow from then on.
     fn reclassify_slow(&mut self, now: Moment) {
-        while let Some((number, request)) = self.under_way.range_mut(self.slow_before..).next()
+        while let Some((number, request)) = self.in_flight.range_mut(self.slow_before..).next()
             && now > request.began + SLOW
         {
             self.slow_before = number + 1;
@@ -328,7 +328,7 @@ impl Pace {
     }
 
     /// Forgets some receivers without trouble, and if that isn't enough, some others that have no request
-    /// under way. It forgets more than necessary, so that the next call isn't needed soon.
+    /// in flight. It forgets more than necessary, so that the next call isn't needed soon.
     fn make_room(&mut self, now: Moment) {
         let most = self.max_receivers;
         let mut surplus = (self.receivers.len() + most / 16 + 1).saturating_sub(most);

@@ -98,7 +98,7 @@ enum Circuit {
     Closed,
     /// Until then.
     Open(Moment),
-    /// A probe is under way.
+    /// A probe is in flight.
     HalfOpen,
 }
 
@@ -135,8 +135,8 @@ pub struct Receiver {
     ramp: Ramp,
     circuit: Circuit,
     stay_away_until: Moment,
-    /// Attempts under way, by queue number.
-    under_way: Vec<u32>,
+    /// Attempts in flight, by queue number.
+    in_flight: Vec<u32>,
     /// How long its quickest requests take. It decreases at once and increases slowly: a longer time says
     /// more about the load of this machine than about the distance.
     quickest: Duration,
@@ -171,15 +171,15 @@ impl Receiver {
     ) -> Result<bool, Hold> {
         if !limits.is_none() {
             // The limits are checked last, since this counts the attempt.
-            let under_way = self.total() as usize;
+            let in_flight = self.total() as usize;
             let allowance = self.allowance.get_or_insert_default();
-            let asked = allowance.ask(limits, under_way, is_head.then_some(queue), now);
+            let asked = allowance.ask(limits, in_flight, is_head.then_some(queue), now);
             asked.map_err(|(limit, wait)| Hold::Limit(limit, wait))?;
         }
-        if self.under_way.len() <= queue {
-            self.under_way.resize(queue + 1, 0);
+        if self.in_flight.len() <= queue {
+            self.in_flight.resize(queue + 1, 0);
         }
-        self.under_way[queue] += 1;
+        self.in_flight[queue] += 1;
         let is_probe = matches!(self.circuit, Circuit::Open(_));
         if is_probe {
             self.circuit = Circuit::HalfOpen;
@@ -187,7 +187,7 @@ impl Receiver {
         Ok(is_probe)
     }
 
-    /// Records that at `now` one of its requests has been under way for longer than [`SLOW`].
+    /// Records that at `now` one of its requests has been in flight for longer than [`SLOW`].
     pub(super) fn took_long(&mut self, now: Moment) {
         self.class_history.took_long(now);
     }
@@ -201,7 +201,7 @@ impl Receiver {
         jitter: f64,
         now: Moment,
     ) -> Option<Transition> {
-        let under_way = self.total();
+        let in_flight = self.total();
         self.release(attempt.queue);
         if now <= attempt.began + SLOW {
             self.class_history.answered(now);
@@ -219,7 +219,7 @@ impl Receiver {
                 (self.reason, self.status) = (None, None);
                 self.succeeded_at = now;
                 if std::mem::take(&mut self.circuit) == Circuit::Closed {
-                    self.ramp.succeeded(under_way);
+                    self.ramp.succeeded(in_flight);
                     return None;
                 }
                 self.ramp.restart(now);
@@ -230,7 +230,7 @@ impl Receiver {
                 self.failed_at = now;
                 (self.reason, self.status) = (Some(reason), status);
                 if is_overload {
-                    self.ramp.overloaded(attempt.began, under_way, now);
+                    self.ramp.overloaded(attempt.began, in_flight, now);
                 } else {
                     self.ramp.failed();
                 }
@@ -280,13 +280,13 @@ impl Receiver {
         }
     }
 
-    /// Forgets everything except the attempts under way.
+    /// Forgets everything except the attempts in flight.
     pub(super) fn forget(&mut self) {
-        *self = Self { under_way: std::mem::take(&mut self.under_way), ..Self::default() };
+        *self = Self { in_flight: std::mem::take(&mut self.in_flight), ..Self::default() };
     }
 
     fn release(&mut self, queue: usize) {
-        if let Some(count) = self.under_way.get_mut(queue) {
+        if let Some(count) = self.in_flight.get_mut(queue) {
             *count = count.saturating_sub(1);
         }
     }
@@ -344,13 +344,13 @@ impl Receiver {
         self.class_history.class()
     }
 
-    /// How many attempts under way use this queue's capacity.
-    pub(super) fn under_way(&self, queue: usize) -> usize {
-        self.under_way.get(queue).map_or(0, |count| *count as usize)
+    /// How many attempts in flight use this queue's capacity.
+    pub(super) fn in_flight(&self, queue: usize) -> usize {
+        self.in_flight.get(queue).map_or(0, |count| *count as usize)
     }
 
     fn total(&self) -> u32 {
-        self.under_way.iter().sum()
+        self.in_flight.iter().sum()
     }
 
     /// Whether the receiver is near: an attempt usually ends sooner than another thread could begin it.
@@ -389,7 +389,7 @@ impl Receiver {
             && self.allowance.as_ref().is_none_or(|allowance| allowance.is_unused(now))
     }
 
-    /// Whether an attempt is under way.
+    /// Whether an attempt is in flight.
     #[must_use]
     pub fn is_busy(&self) -> bool {
         self.total() > 0

@@ -116,7 +116,7 @@ impl Group {
                 let (host, port) = (uri.host().unwrap_or_default(), uri.port_u16());
                 Self::of(&format!("host {host}:{}", port.unwrap_or(usual)))
             }
-            // A webhook that can't be used never has a request under way.
+            // A webhook that can't be used never has a request in flight.
             (None, Err(_)) => Self::of(&format!("webhook {id}")),
         }
     }

@@ -74,7 +74,7 @@ impl Pipeline {
     }
 
     /// Turns a delivery into a dead letter because its webhook belongs to another account.
-    pub(super) fn bury_for_account(
+    pub(super) fn dead_letter_for_account(
         &self,
         context: MessageContext<'_>,
         webhook: &Webhook,
@@ -85,6 +85,6 @@ impl Pipeline {
         delivery.last_error = format!("not for its webhook any more: {why}");
         delivery.last_answer = None;
         let reason = DeadReason::OtherAccount;
-        self.bury_unattempted(context, &delivery, reason, reason.label())
+        self.dead_letter_unattempted(context, &delivery, reason, reason.label())
     }
 }

@@ -34,7 +34,7 @@ impl Pipeline {
                 AccountNow::Own => {}
                 AccountNow::Other(webhook) => {
                     self.receivers.give_back(attempt);
-                    return self.bury_for_account(context, &webhook, delivery).map(Some);
+                    return self.dead_letter_for_account(context, &webhook, delivery).map(Some);
                 }
                 AccountNow::Unknown => {
                     self.receivers.give_back(attempt);
@@ -128,7 +128,7 @@ impl Pipeline {
             Decision::Park(delay) => {
                 self.park(context, &delivery, delay, &metrics.retries_scheduled).map(Some)
             }
-            Decision::Dead(reason) => self.bury(context, &delivery, reason).map(Some),
+            Decision::Dead(reason) => self.dead_letter(context, &delivery, reason).map(Some),
         }
     }
 

@@ -69,11 +69,11 @@ impl Pipeline {
         delivery: &Delivery,
         why: Held,
     ) -> Result<Promise, NotConfirmed> {
-        self.bury_unattempted(context, delivery, DeadReason::Expired, why.label())
+        self.dead_letter_unattempted(context, delivery, DeadReason::Expired, why.label())
     }
 
     /// Turns a delivery into a dead letter for a reason other than the result of an attempt.
-    pub(super) fn bury_unattempted(
+    pub(super) fn dead_letter_unattempted(
         &self,
         context: MessageContext<'_>,
         delivery: &Delivery,
@@ -91,7 +91,7 @@ impl Pipeline {
             reason.label(),
             delivery.last_error,
         );
-        self.bury(context, delivery, reason)
+        self.dead_letter(context, delivery, reason)
     }
 
     /// Publishes a delivery to its receiver's backlog.

@@ -144,10 +144,11 @@ impl Pipeline {
         self.settle_waiting(lane, waiting, |context, delivery, promises| {
             match delivery {
                 Err(malformed) => {
-                    self.bury_malformed(context, &malformed, promises).map_err(|_| NotConfirmed)?;
+                    self.dead_letter_malformed(context, &malformed, promises)
+                        .map_err(|_| NotConfirmed)?;
                 }
                 Ok(delivery) if let Some(webhook) = self.other_account(&delivery) => {
-                    promises.extend([self.bury_for_account(context, &webhook, delivery)?]);
+                    promises.extend([self.dead_letter_for_account(context, &webhook, delivery)?]);
                 }
                 Ok(delivery) if self.is_too_old(&delivery) => {
                     promises.extend([self.expire(context, &delivery, Held::Behind)?]);

@@ -42,7 +42,7 @@ impl Pipeline {
         self.promise(outgoing, context.metrics.held(why), true)
     }
 
-    pub(super) fn bury(
+    pub(super) fn dead_letter(
         &self,
         context: MessageContext<'_>,
         delivery: &Delivery,
@@ -69,7 +69,7 @@ impl Pipeline {
     }
 
     /// Publishes a dead letter whose queue didn't accept it when it died. It was counted then.
-    pub(super) fn bury_at_last(
+    pub(super) fn dead_letter_again(
         &self,
         context: MessageContext<'_>,
         promises: &mut Promises,
@@ -91,7 +91,7 @@ impl Pipeline {
         Ok(())
     }
 
-    pub(super) fn bury_malformed(
+    pub(super) fn dead_letter_malformed(
         &self,
         context: MessageContext<'_>,
         error: &Malformed,

@@ -35,7 +35,7 @@ impl Receivers {
         self.lock().intake.pace.count(self.now())
     }
 
-    /// How many requests under way use the capacity of this queue, by class of their receivers.
+    /// How many requests in flight use the capacity of this queue, by class of their receivers.
     #[must_use]
     pub fn in_use(&self, queue: usize) -> [(Class, usize); 3] {
         self.lock().intake.pace.in_use(queue, self.now())

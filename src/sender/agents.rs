@@ -18,7 +18,7 @@ use super::resolver::{GuardedResolver, NameCache};
 use super::tls::TlsConnector;
 use super::transport::TcpConnector;
 use crate::domain::address::AllowedNetworks;
-use crate::lookup::LookUps;
+use crate::lookup::NameLookups;
 use crate::tls::Tls;
 
 /// The number of parts. Two hosts in the same part still cost each other little.
@@ -35,7 +35,7 @@ pub(super) struct AgentFactory {
     pub(super) tls: Tls,
     pub(super) allowed: AllowedNetworks,
     pub(super) names: Arc<NameCache>,
-    pub(super) look_ups: Arc<LookUps>,
+    pub(super) look_ups: Arc<NameLookups>,
     pub(super) proxy: Option<Arc<Proxy>>,
 }
 
@@ -90,7 +90,7 @@ impl Agents {
                 part.quiet.store(quiet + 1, Ordering::Relaxed);
             }
             if quiet + 1 == QUIET {
-                // Requests under way share the old agent until they end.
+                // Requests in flight share the old agent until they end.
                 *part.agent.write().unwrap_or_else(PoisonError::into_inner) = self.factory.create();
             }
         }

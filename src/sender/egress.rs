@@ -18,7 +18,7 @@ use super::resolver::{MOST_ADDRESSES, NameCache};
 use super::transport::TcpConnector;
 use crate::config::{Config, EgressProxy};
 use crate::domain::outcome::{Reason, Response};
-use crate::lookup::LookUps;
+use crate::lookup::NameLookups;
 
 mod answer;
 
@@ -43,7 +43,7 @@ pub(super) struct Proxy {
     setting: EgressProxy,
     fair: Duration,
     names: Arc<NameCache>,
-    look_ups: Arc<LookUps>,
+    look_ups: Arc<NameLookups>,
 }
 
 /// What failed at the proxy on the way to a receiver.
@@ -114,7 +114,7 @@ impl Proxy {
     pub(super) fn of(
         config: &Config,
         names: &Arc<NameCache>,
-        look_ups: &Arc<LookUps>,
+        look_ups: &Arc<NameLookups>,
     ) -> Option<Arc<Self>> {
         let setting = config.egress_proxy.clone()?;
         let fair = (config.connect_timeout / 4).min(FAIR);
@@ -276,7 +276,7 @@ impl EgressProxy {
 #[must_use]
 pub fn try_proxy(config: &Config) -> Option<Result<String, String>> {
     let names = Arc::new(NameCache::new());
-    let look_ups = Arc::new(LookUps::new(1));
+    let look_ups = Arc::new(NameLookups::new(1));
     let proxy = Proxy::of(config, &names, &look_ups)?;
     let limit = config.connect_timeout;
     let tried = proxy.addresses(limit).and_then(|addresses| {

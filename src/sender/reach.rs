@@ -16,7 +16,7 @@ use super::failure::{TimeLimits, no_answer};
 use super::resolver::{GuardedResolver, MOST_THREADS, NameCache};
 use crate::domain::address::AllowedNetworks;
 use crate::domain::outcome::Response;
-use crate::lookup::LookUps;
+use crate::lookup::NameLookups;
 
 /// How many names are looked up at the same time.
 const AT_A_TIME: usize = 16;
@@ -29,7 +29,7 @@ pub fn rejected(urls: &[Uri], allowed: &AllowedNetworks, limit: Duration) -> Vec
     let resolver = GuardedResolver {
         allowed: allowed.clone(),
         names: Arc::new(NameCache::new()),
-        look_ups: Arc::new(LookUps::new(MOST_THREADS)),
+        look_ups: Arc::new(NameLookups::new(MOST_THREADS)),
     };
     let why = |url: &Uri| {
         let left = deadline.saturating_duration_since(Instant::now());

@@ -12,7 +12,7 @@ use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::NextTimeout;
 
 use crate::domain::address::AllowedNetworks;
-use crate::lookup::LookUps;
+use crate::lookup::NameLookups;
 
 /// How long an answer of the system's resolver is used. It is long enough that a busy receiver's name isn't looked
 /// up for each request, and short enough to follow a receiver that moves as soon as any other client does.
@@ -39,7 +39,7 @@ const MOST: NonZeroUsize = NonZeroUsize::new(1_024).expect("it is not zero");
 pub(super) struct GuardedResolver {
     pub(super) allowed: AllowedNetworks,
     pub(super) names: Arc<NameCache>,
-    pub(super) look_ups: Arc<LookUps>,
+    pub(super) look_ups: Arc<NameLookups>,
 }
 
 impl Resolver for GuardedResolver {
@@ -152,7 +152,7 @@ mod tests {
     /// A name server for the test: it gives its answers one after the other, and repeats the last one.
     fn resolver(answers: &[&'static [&'static str]]) -> GuardedResolver {
         let answers = Mutex::new(answers.to_vec());
-        let look_ups = LookUps::with_resolver(1, move |_| {
+        let look_ups = NameLookups::with_resolver(1, move |_| {
             let mut answers = answers.lock().expect("no holder panics");
             let answer = if answers.len() > 1 { answers.remove(0) } else { answers[0] };
             Ok(answer.iter().map(|address| address.parse().expect("an address")).collect())

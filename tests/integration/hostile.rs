@@ -224,7 +224,7 @@ fn no_attack_costs_more_than_the_deadline_and_a_few_kib() {
             assert!(attempt.took <= DEADLINE + TOLERANCE, "{name}: {attempt:?}");
         }
         assert!(after.threads <= first.threads + ADMIN_THREADS + MOST_THREADS, "{name}");
-        // Buffers of connections, and of large events under way.
+        // Buffers of connections, and of large events in flight.
         let allowance = 1_024 + (TIMES * 4 * bytes) as u64 / 1_024;
         assert!(after.kib <= before.kib + allowance, "{name}: {} KiB", after.kib);
     }

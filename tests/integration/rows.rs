@@ -310,7 +310,7 @@ fn events_for_many_unusable_webhooks_block_nobody() {
         "INSERT INTO webhooks (post_url, events) SELECT '', '{*}' FROM generate_series(1, 10)",
     );
     let notifier = sandbox.notifier().start();
-    // Each has one request under way at a time, so that consumers meet at ten backlogs that are created
+    // Each has one request in flight at a time, so that consumers meet at ten backlogs that are created
     // now.
     let events: Vec<_> = (0..100).map(|n| Event::new(&format!("type.{n}"))).collect();
     sandbox.broker.publish(sandbox.queue(), &events);

@@ -72,7 +72,7 @@ fn an_idle_notifier_ends_within_a_second_of_sigint() {
 }
 
 #[test]
-fn a_request_under_way_is_finished_and_the_other_events_stay_in_the_queue() {
+fn a_request_in_flight_is_finished_and_the_other_events_stay_in_the_queue() {
     let sandbox = Sandbox::new();
     let receiver = Receiver::answering(|_| Reply::Slow(Duration::from_secs(2), 200));
     sandbox.webhook(&receiver.url("/"), &["*"]);
@@ -230,7 +230,7 @@ fn a_lane_that_grows_when_the_signal_arrives_repeats_nothing() {
     sandbox.broker.publish(sandbox.queue(), &events);
     let with_request =
         || receivers.iter().filter(|receiver| !receiver.requests().is_empty()).count();
-    wait_until(SOON, "some are under way", || with_request() >= 5);
+    wait_until(SOON, "some are in flight", || with_request() >= 5);
 
     let summary = check_exit(&mut first, Duration::from_secs(12));
     assert!(summary.finished >= 1, "{summary:?}");

@@ -30,7 +30,7 @@ pub(in crate::cli) struct GivenSettings {
     /// How long a request may take, such as 5s; at most REQUEST_TIMEOUT
     #[arg(long, value_name = "TIME")]
     timeout: Option<Span>,
-    /// Requests that may be under way at a time, in all instances together
+    /// Requests that may be in flight at a time, in all instances together
     #[arg(long, value_name = "N")]
     max_in_flight: Option<String>,
     /// Requests in a second, such as 10 or 0.5, in all instances together

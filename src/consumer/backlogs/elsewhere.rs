@@ -24,13 +24,13 @@ const CALM: Duration = Duration::from_secs(60);
 
 impl Drain<'_, '_> {
     /// Whether another instance should send the first delivery of a backlog. If so, this instance stops
-    /// consuming it once none of its deliveries is under way; both together would exceed the limit.
+    /// consuming it once none of its deliveries is in flight; both together would exceed the limit.
     pub(super) fn leave_to_its_sender(&mut self, webhook: Uuid) -> Result<bool, Ended> {
         let Some(backlog) = self.backlogs.get(&webhook) else { return Ok(false) };
         let (is_elsewhere, is_busy) = {
             let state = backlog.queue.state();
             let is_elsewhere = state.hold == Some(Hold::Elsewhere) && !state.ready.is_empty();
-            (is_elsewhere, state.under_way > 0)
+            (is_elsewhere, state.in_flight > 0)
         };
         if is_elsewhere && !is_busy {
             self.leave(webhook)?;

@@ -89,7 +89,7 @@ impl Drain<'_, '_> {
         Ok(())
     }
 
-    /// Forgets a backlog. Deliveries under way are still acked. It leaves all lists at once, because another
+    /// Forgets a backlog. Deliveries in flight are still acked. It leaves all lists at once, because another
     /// backlog may be created before they are read again.
     pub(super) fn forget(&mut self, webhook: Uuid) {
         let Some(backlog) = self.backlogs.remove(&webhook) else { return };

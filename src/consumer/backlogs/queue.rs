@@ -78,7 +78,7 @@ pub(super) struct State {
     /// In order.
     pub(super) ready: VecDeque<Item>,
     /// How many are being worked on.
-    pub(super) under_way: usize,
+    pub(super) in_flight: usize,
     /// Why the first one was last refused an attempt.
     pub(super) hold: Option<Hold>,
     /// Whether PostgreSQL has to be asked first.
@@ -103,7 +103,7 @@ impl State {
     fn take_first(&mut self) -> Option<Item> {
         let first = self.ready.pop_front();
         self.hold = None;
-        self.under_way += usize::from(first.is_some());
+        self.in_flight += usize::from(first.is_some());
         first
     }
 }
@@ -112,7 +112,7 @@ impl Queue {
     pub(super) fn new(webhook: Uuid) -> Self {
         let state = State {
             ready: VecDeque::new(),
-            under_way: 0,
+            in_flight: 0,
             hold: None,
             is_missing: false,
             is_unwanted: false,
@@ -220,7 +220,7 @@ pub(super) fn work(shared: Arc<Shared>, queue: Arc<Queue>, first: Assignment) ->
             };
             // In this order: `finish` relies on the event being sent before the count drops.
             queue.report_done(shared, delivery, kept.is_ok());
-            queue.state().under_way -= 1;
+            queue.state().in_flight -= 1;
             next = queue.next(shared);
             if next.is_some() {
                 shared.pipeline.tally().taken();

@@ -18,7 +18,7 @@ use crate::domain::pace::Hold;
 const GROWTH: u16 = 8;
 
 /// The most that all consumers together may prefetch, as a multiple of the queue's capacity: twice the number
-/// of requests that may be under way.
+/// of requests that may be in flight.
 const AHEAD: usize = 2;
 
 /// If a receiver may not get a request for longer than this, nobody needs to hold its backlog's head.
@@ -76,7 +76,7 @@ impl Drain<'_, '_> {
         if unanswered.is_none() && !self.backlogs.get(&webhook).is_some_and(is_consumed) {
             let asked_at = Instant::now();
             if self.count(&name)?.is_none() {
-                // Consuming it would cost the channel, and all messages under way would be repeated.
+                // Consuming it would cost the channel, and all messages in flight would be repeated.
                 self.remove_gone(webhook);
                 return Ok(());
             }
@@ -96,7 +96,7 @@ impl Drain<'_, '_> {
         self.cancel(webhook)?;
         let Some(backlog) = self.backlogs.get_mut(&webhook) else { return Ok(()) };
         let channel = self.channel;
-        // Shutdown must not cut the connection, because messages under way have to be acked.
+        // Shutdown must not cut the connection, because messages in flight have to be acked.
         let begun = self.kill.guard_shared(&self.context.shutdown, || {
             channel.qos(0, prefetch, false)?;
             channel.basic_consume(name.as_str(), ConsumerOptions::default())

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use amiquip::Channel;
 use crossbeam_channel::{Receiver, select, unbounded};
 
-use super::{Crew, Post};
+use super::{ConsumerHandle, Crew};
 use crate::broker::Link;
 use crate::consumer::relief::{self, Relief, Returned};
 use crate::consumer::{Ended, consume};
@@ -24,8 +24,8 @@ const QUIET: Duration = Duration::from_secs(1);
 const QUIET_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A consumer as the lane's thread sees it.
-struct Hand<'scope> {
-    post: Arc<Post>,
+struct CrewMember<'scope> {
+    handle: Arc<ConsumerHandle>,
     reliefs: Vec<Arc<Relief>>,
     ages: Ages,
     surplus: Trigger,
@@ -41,9 +41,9 @@ pub(super) struct Watch<'scope, 'env> {
     contention: Contention,
     /// The logged reason why no more consumers can be started.
     limited_by: Option<String>,
-    hands: Vec<Hand<'scope>>,
+    members: Vec<CrewMember<'scope>>,
     /// Consumers that are about to end.
-    leaving: Vec<Hand<'scope>>,
+    leaving: Vec<CrewMember<'scope>>,
     /// Why the first consumer ended that wasn't asked to end.
     ended: Ended,
     begun: Instant,
@@ -64,7 +64,7 @@ impl<'scope, 'env> Watch<'scope, 'env> {
             growth: Growth::new(usize::from(crew.lane.capacity), Duration::ZERO),
             contention: Contention::default(),
             limited_by: None,
-            hands: Vec::new(),
+            members: Vec::new(),
             leaving: Vec::new(),
             ended: Ended::Asked,
             begun: Instant::now(),
@@ -93,7 +93,7 @@ impl Watch<'_, '_> {
                 Adjustment::Start(more) => self.start_more(more),
                 Adjustment::End(fewer) => self.end_some(fewer),
             }
-            self.crew.context.metrics.lane(&self.crew.lane.queue).set_consumers(self.hands.len());
+            self.crew.context.metrics.lane(&self.crew.lane.queue).set_consumers(self.members.len());
             last = now;
             self.wait(now.saturating_duration_since(active) > QUIET, alarmed);
         }
@@ -110,12 +110,12 @@ impl Watch<'_, '_> {
         }
         shared.unwatched.store(true, Ordering::SeqCst);
         // A thread that took a message just before that didn't send an alarm.
-        if self.hands.iter().any(|hand| hand.post.progress().message().is_some()) {
+        if self.members.iter().any(|member| member.handle.progress().message().is_some()) {
             shared.unwatched.store(false, Ordering::Relaxed);
             let _ = ending.wait(INTERVAL);
             return;
         }
-        let never = self.hands.len() == 1 && self.leaving.is_empty();
+        let never = self.members.len() == 1 && self.leaving.is_empty();
         let limit = if never { Duration::MAX } else { QUIET_INTERVAL };
         let limit = crossbeam_channel::after(limit.min(Duration::from_secs(3_600)));
         select! {
@@ -129,29 +129,29 @@ impl Watch<'_, '_> {
     /// Observes the consumers, for [`Growth`] to decide how many there should be.
     fn observe(&mut self, last: Instant, now: Instant) -> Observation {
         let age = now.saturating_duration_since(self.begun);
-        for hand in &mut self.hands {
-            hand.reliefs.retain(|relief| !relief.is_over());
-            hand.post.update_ages(&mut hand.ages, self.patience, age);
+        for member in &mut self.members {
+            member.reliefs.retain(|relief| !relief.is_over());
+            member.handle.update_ages(&mut member.ages, self.patience, age);
         }
-        while let Some(at) = self.leaving.iter().position(|hand| hand.thread.is_finished()) {
-            let hand = self.leaving.swap_remove(at);
-            self.note_end(hand);
+        while let Some(at) = self.leaving.iter().position(|member| member.thread.is_finished()) {
+            let member = self.leaving.swap_remove(at);
+            self.note_end(member);
         }
-        let posts = || self.hands.iter().map(|hand| hand.post.progress());
-        let reliefs = || self.hands.iter().flat_map(|hand| &hand.reliefs);
-        let all = || posts().chain(reliefs().map(|relief| &relief.progress));
+        let handles = || self.members.iter().map(|member| member.handle.progress());
+        let reliefs = || self.members.iter().flat_map(|member| &member.reliefs);
+        let all = || handles().chain(reliefs().map(|relief| &relief.progress));
         if all().any(|one| one.may_be_stuck(now)) {
             let is_contended = self.contention.update(all(), now);
             all().for_each(|one| one.check_stuck(is_contended, now));
         } else {
             self.contention.forget();
         }
-        let stuck = posts().filter(|progress| progress.is_stuck()).count();
+        let stuck = handles().filter(|progress| progress.is_stuck()).count();
         Observation {
-            busy: posts().filter(|progress| progress.message().is_some()).count(),
+            busy: handles().filter(|progress| progress.message().is_some()).count(),
             // While nothing can be parked, more consumers would only hold more messages.
             stuck: if self.crew.context.pipeline.can_park() { stuck } else { 0 },
-            has_rested: posts().any(|progress| progress.has_rested(last, now)),
+            has_rested: handles().any(|progress| progress.has_rested(last, now)),
             done: self.crew.shared.done.load(Ordering::Relaxed),
         }
     }
@@ -160,12 +160,12 @@ impl Watch<'_, '_> {
     /// messages.
     fn take_over(&mut self) {
         let workers = &self.crew.context.workers;
-        let reliefs: usize = self.hands.iter().map(|hand| hand.reliefs.len()).sum();
+        let reliefs: usize = self.members.iter().map(|member| member.reliefs.len()).sum();
         let mut places = usize::from(self.crew.lane.capacity).saturating_sub(reliefs);
-        for hand in &mut self.hands {
-            let Some(message) = hand.post.progress().message() else { continue };
-            let reliefs = hand.reliefs.iter().map(|relief| &relief.progress);
-            for progress in [hand.post.progress()].into_iter().chain(reliefs.clone()) {
+        for member in &mut self.members {
+            let Some(message) = member.handle.progress().message() else { continue };
+            let reliefs = member.reliefs.iter().map(|relief| &relief.progress);
+            for progress in [member.handle.progress()].into_iter().chain(reliefs.clone()) {
                 if let Some(event) = progress.rest_of_event()
                     && progress.is_stuck()
                 {
@@ -177,17 +177,18 @@ impl Watch<'_, '_> {
                 }
             }
             let all_stuck =
-                hand.post.progress().is_stuck() && reliefs.clone().all(Progress::is_stuck);
-            if all_stuck && places > 0 && hand.post.has_messages() && hand.post.add_relief() {
+                member.handle.progress().is_stuck() && reliefs.clone().all(Progress::is_stuck);
+            if all_stuck && places > 0 && member.handle.has_messages() && member.handle.add_relief()
+            {
                 let relief = Arc::new(Relief::default());
-                hand.reliefs.push(Arc::clone(&relief));
+                member.reliefs.push(Arc::clone(&relief));
                 places -= 1;
                 let shared = Arc::clone(&self.crew.shared);
-                let task = relief::task(relief, shared, Arc::clone(&hand.post), message);
+                let task = relief::task(relief, shared, Arc::clone(&member.handle), message);
                 if workers.run(task).is_err() {
                     // As above.
-                    hand.reliefs.pop();
-                    hand.post.give_back(Returned::Over);
+                    member.reliefs.pop();
+                    member.handle.give_back(Returned::Over);
                 }
             }
         }
@@ -197,7 +198,7 @@ impl Watch<'_, '_> {
         for _ in 0..more {
             if let Err(problem) = self.start() {
                 // If the connection is lost, the consumers notice. Otherwise no more can be started for now.
-                let count = self.hands.len();
+                let count = self.members.len();
                 let queue = &self.crew.lane.queue;
                 if self.limited_by.as_ref() != Some(&problem) {
                     log::warn!("lane stays at {count} consumers queue={queue} cause={problem:?}");
@@ -213,19 +214,19 @@ impl Watch<'_, '_> {
     /// Starts a consumer.
     fn start(&mut self) -> Result<(), String> {
         let crew = self.crew;
-        let is_first = self.hands.is_empty();
+        let is_first = self.members.is_empty();
         let opened = crew.guard_start(is_first, || self.link.channel());
         let channel: Channel = opened.map_err(|error| self.link.unavailable(&error).to_string())?;
         let (returned, returns) = unbounded();
         let (trigger, surplus) = shutdown::channel();
-        let post = Arc::new(Post::new(returned));
-        let name = format!("{}-{}", crew.lane.queue, self.hands.len() + 1);
+        let handle = Arc::new(ConsumerHandle::new(returned));
+        let name = format!("{}-{}", crew.lane.queue, self.members.len() + 1);
         let body = {
-            let post = Arc::clone(&post);
+            let handle = Arc::clone(&handle);
             move || {
                 // Even if it panics: the lane ends only after all of its consumers.
                 let mut end_all = EndAll(Some(&crew.end));
-                let ended = consume(crew, &channel, &post, &returns, &surplus, is_first);
+                let ended = consume(crew, &channel, &handle, &returns, &surplus, is_first);
                 // Dropping it waits for the broker's answer.
                 crew.kill.guard_shared(&crew.ending, || drop(channel));
                 if let Ended::Surplus = ended {
@@ -242,8 +243,8 @@ impl Watch<'_, '_> {
             thread::Builder::new().name(name).spawn_scoped(self.scope, body)
         });
         let thread = thread.map_err(|error| format!("cannot start a thread: {error}"))?;
-        self.hands.push(Hand {
-            post,
+        self.members.push(CrewMember {
+            handle,
             reliefs: Vec::new(),
             ages: Ages::default(),
             surplus: trigger,
@@ -254,27 +255,27 @@ impl Watch<'_, '_> {
 
     /// Ends some consumers, idle ones first.
     fn end_some(&mut self, fewer: usize) {
-        self.hands.sort_by_key(|hand| hand.post.progress().message().is_none());
-        for _ in 0..fewer.min(self.hands.len().saturating_sub(1)) {
-            let Some(hand) = self.hands.pop() else { return };
-            hand.surplus.fire();
-            self.leaving.push(hand);
+        self.members.sort_by_key(|member| member.handle.progress().message().is_none());
+        for _ in 0..fewer.min(self.members.len().saturating_sub(1)) {
+            let Some(member) = self.members.pop() else { return };
+            member.surplus.fire();
+            self.leaving.push(member);
         }
     }
 
     /// Waits for all consumers, and returns why they ended.
     fn join(&mut self) -> Ended {
-        for hand in
-            std::mem::take(&mut self.hands).into_iter().chain(std::mem::take(&mut self.leaving))
+        for member in
+            std::mem::take(&mut self.members).into_iter().chain(std::mem::take(&mut self.leaving))
         {
-            self.note_end(hand);
+            self.note_end(member);
         }
         std::mem::replace(&mut self.ended, Ended::Asked)
     }
 
-    fn note_end(&mut self, hand: Hand<'_>) {
+    fn note_end(&mut self, member: CrewMember<'_>) {
         // A panic in one consumer is the lane's, and ends the process.
-        let ended = hand.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let ended = member.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         if matches!(self.ended, Ended::Asked) && !matches!(ended, Ended::Surplus) {
             self.ended = ended;
         }

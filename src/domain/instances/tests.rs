@@ -30,7 +30,7 @@ fn fleet(served: &[&str]) -> Vec<Instances> {
     alive.iter().map(of).collect()
 }
 
-/// How many requests each instance may have under way, the largest number first.
+/// How many requests each instance may have in flight, the largest number first.
 fn most(fleet: &[Instances], webhook: u128, limits: Limits, known: Option<Duration>) -> Vec<u32> {
     let share = |one: &Instances| one.share(Uuid::from_u128(webhook), limits, known);
     let most = |limits: Limits| limits.max_in_flight.map_or(0, NonZeroU32::get);

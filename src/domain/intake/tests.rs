@@ -176,7 +176,7 @@ fn new_deliveries_queue_behind_a_backlog_until_it_is_empty_and_retries_do_not() 
 }
 
 /// A backlog of two deliveries that have waited long enough, because their receiver had used up its
-/// share, and a request to that receiver which is under way.
+/// share, and a request to that receiver which is in flight.
 fn with_a_short_backlog(webhook: u128) -> (Intake, Vec<EntryTicket>, Attempt) {
     let mut intake = proven(2, [webhook]);
     let first = begins(&mut intake, by(webhook), DeliveryKind::Fresh);
@@ -307,7 +307,7 @@ fn op() -> impl Strategy<Value = Op> {
 struct World {
     /// The deliveries that haven't begun, in the order of arrival: webhook, whether it is a retry, state.
     doing: BTreeMap<usize, (u128, bool, Doing)>,
-    under_way: Vec<Attempt>,
+    in_flight: Vec<Attempt>,
     backlogs: HashMap<u128, VecDeque<usize>>,
     /// For each webhook, its deliveries that were never attempted before, in the order in which they began.
     begun: HashMap<u128, Vec<usize>>,
@@ -316,7 +316,7 @@ struct World {
 
 impl World {
     fn begins(&mut self, delivery: usize, webhook: u128, is_retry: bool, attempt: Attempt) {
-        self.under_way.push(attempt);
+        self.in_flight.push(attempt);
         if !is_retry {
             self.begun.entry(webhook).or_default().push(delivery);
         }
@@ -396,8 +396,8 @@ proptest! {
                     world.doing.insert(delivery, (webhook, is_retry, doing));
                 }
                 Op::Ends(n) => {
-                    if !world.under_way.is_empty() {
-                        let attempt = world.under_way.remove(n % world.under_way.len());
+                    if !world.in_flight.is_empty() {
+                        let attempt = world.in_flight.remove(n % world.in_flight.len());
                         let called = deliver(&mut intake, attempt);
                         world.note(called);
                     }

@@ -9,7 +9,7 @@ fn rate(text: &str) -> Limits {
     Limits { rate: Some(text.parse().expect("a rate")), max_in_flight: None }
 }
 
-fn in_flight(most: u32) -> Limits {
+fn at_most(most: u32) -> Limits {
     Limits { max_in_flight: NonZeroU32::new(most), rate: None }
 }
 
@@ -43,14 +43,14 @@ fn after_an_idle_time_a_burst_of_one_second_may_begin_at_once() {
 #[test]
 fn instances_share_max_in_flight_in_whole_numbers_and_the_rate_exactly() {
     let most = |limit: u32, count: usize| -> Vec<u32> {
-        let part = |number| in_flight(limit).part(number, count).max_in_flight;
+        let part = |number| at_most(limit).part(number, count).max_in_flight;
         (0..count).filter_map(part).map(NonZeroU32::get).collect()
     };
     assert_eq!(most(4, 3), [2, 1, 1]);
     assert_eq!(most(5, 2), [3, 2]);
     assert_eq!(most(3, 3), [1, 1, 1]);
     assert_eq!(most(1, 2), [1, 1], "at least one each");
-    assert!(in_flight(3).suffice_for(3) && !in_flight(3).suffice_for(4));
+    assert!(at_most(3).suffice_for(3) && !at_most(3).suffice_for(4));
     assert!(rate("3").suffice_for(2) && !rate("3").suffice_for(4) && !rate("0.5").suffice_for(1));
     assert!(Limits::default().suffice_for(1_000));
     // Half of four per second is two per second, half a second apart.
@@ -76,9 +76,9 @@ fn a_change_of_the_number_of_instances_grants_no_burst() {
 }
 
 #[test]
-fn no_more_attempts_are_under_way_than_max_in_flight() {
+fn no_more_attempts_are_in_flight_than_max_in_flight() {
     let mut allowance = Allowance::default();
-    let mut ask = |under_way| allowance.ask(in_flight(2), under_way, Some(0), ms(0));
+    let mut ask = |in_flight| allowance.ask(at_most(2), in_flight, Some(0), ms(0));
     assert_eq!((ask(0), ask(1)), (Ok(()), Ok(())));
     assert_eq!(ask(2), Err((Limit::InFlight, ms(0))));
     assert_eq!(ask(1), Ok(()));

@@ -15,15 +15,15 @@ use crate::domain::webhook::Group;
 /// One queue's capacity, and the requests that use it.
 #[derive(Clone, Debug)]
 pub(super) struct Capacity {
-    /// How many requests may be under way.
+    /// How many requests may be in flight.
     most: usize,
-    /// All requests under way.
+    /// All requests in flight.
     total: RequestCounts,
-    /// The requests under way of each group that has any.
+    /// The requests in flight of each group that has any.
     groups: HashMap<Group, RequestCounts>,
 }
 
-/// Requests under way.
+/// Requests in flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct RequestCounts {
     pub(super) all: usize,
@@ -67,13 +67,13 @@ impl Capacity {
     }
 
     /// Checks whether another request may begin to a receiver of this class and group that has
-    /// `under_way` requests. If the queue is full, checks whether it could begin with one free place.
-    pub(super) fn check(&self, class: Class, group: Group, under_way: usize) -> Result<(), Hold> {
+    /// `in_flight` requests. If the queue is full, checks whether it could begin with one free place.
+    pub(super) fn check(&self, class: Class, group: Group, in_flight: usize) -> Result<(), Hold> {
         let most = self.most;
         let free = (most - self.total.all.min(most)).max(1);
         let RequestCounts { slow, unproven, .. } = self.total;
         let of_group = self.groups.get(&group).copied().unwrap_or_default();
-        if under_way >= free {
+        if in_flight >= free {
             return Err(Hold::Share);
         }
         if of_group.all >= 3 * free {
@@ -91,7 +91,7 @@ impl Capacity {
             }
             Class::Unproven => {
                 let left = left_to_others;
-                let has_room = left > 0 && of_group.unproven < left && under_way == 0;
+                let has_room = left > 0 && of_group.unproven < left && in_flight == 0;
                 has_room.then_some(()).ok_or(Hold::Unproven)
             }
         }
@@ -128,17 +128,17 @@ mod tests {
     /// how many places are left.
     fn shared(most: usize, receivers: &[(Class, Group)]) -> (Vec<usize>, usize) {
         let mut capacity = Capacity::new(most);
-        let mut under_way = vec![0; receivers.len()];
+        let mut in_flight = vec![0; receivers.len()];
         loop {
             let before = capacity.total.all;
-            for ((class, group), under_way) in receivers.iter().zip(&mut under_way) {
-                if !capacity.is_full() && capacity.check(*class, *group, *under_way).is_ok() {
+            for ((class, group), in_flight) in receivers.iter().zip(&mut in_flight) {
+                if !capacity.is_full() && capacity.check(*class, *group, *in_flight).is_ok() {
                     capacity.take(*class, *group);
-                    *under_way += 1;
+                    *in_flight += 1;
                 }
             }
             if capacity.total.all == before {
-                return (under_way, most - before);
+                return (in_flight, most - before);
             }
         }
     }
@@ -151,24 +151,24 @@ mod tests {
     fn k_webhooks_get_a_share_of_one_in_k_plus_one_each() {
         assert_eq!(shared(64, &groups(Class::Prompt, 1)), (vec![32], 32));
         assert_eq!(shared(64, &groups(Class::Prompt, 3)), (vec![16; 3], 16));
-        let (under_way, left) = shared(64, &groups(Class::Prompt, 20));
-        assert!(under_way.iter().all(|n| (3..=4).contains(n)), "{under_way:?}");
+        let (in_flight, left) = shared(64, &groups(Class::Prompt, 20));
+        assert!(in_flight.iter().all(|n| (3..=4).contains(n)), "{in_flight:?}");
         assert!(left >= 3);
         assert_eq!(shared(64, &groups(Class::Prompt, 100)).1, 0, "one each, as far as it goes");
     }
 
     #[test]
     fn slow_receivers_get_half_and_slow_and_unproven_together_three_quarters() {
-        let (under_way, left) = shared(64, &groups(Class::Slow, 100));
-        assert_eq!((under_way.iter().sum::<usize>(), left), (32, 32));
-        let (under_way, left) = shared(64, &groups(Class::Unproven, 100));
-        assert_eq!((under_way.iter().sum::<usize>(), left), (48, 16));
+        let (in_flight, left) = shared(64, &groups(Class::Slow, 100));
+        assert_eq!((in_flight.iter().sum::<usize>(), left), (32, 32));
+        let (in_flight, left) = shared(64, &groups(Class::Unproven, 100));
+        assert_eq!((in_flight.iter().sum::<usize>(), left), (48, 16));
         for [first, second] in [[Class::Slow, Class::Unproven], [Class::Unproven, Class::Slow]] {
             let mut both = groups(first, 100);
             both.extend(groups(second, 100));
-            let (under_way, left) = shared(64, &both);
-            assert_eq!((under_way.iter().sum::<usize>(), left), (48, 16), "{first:?} first");
-            let slow = if first == Class::Slow { &under_way[..100] } else { &under_way[100..] };
+            let (in_flight, left) = shared(64, &both);
+            assert_eq!((in_flight.iter().sum::<usize>(), left), (48, 16), "{first:?} first");
+            let slow = if first == Class::Slow { &in_flight[..100] } else { &in_flight[100..] };
             assert!(slow.iter().sum::<usize>() <= 32);
         }
     }
@@ -185,8 +185,8 @@ mod tests {
     fn the_smallest_capacity_serves_every_class() {
         for most in 1..6 {
             for class in [Class::Prompt, Class::Unproven, Class::Slow] {
-                let (under_way, _) = shared(most, &groups(class, 100));
-                assert!(under_way.iter().sum::<usize>() >= 1, "{class:?} of {most}");
+                let (in_flight, _) = shared(most, &groups(class, 100));
+                assert!(in_flight.iter().sum::<usize>() >= 1, "{class:?} of {most}");
             }
         }
         // With two places or more, one is reserved for the prompt.

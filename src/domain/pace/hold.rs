@@ -14,10 +14,10 @@ pub enum Hold {
     Group,
     /// The slow receivers have used up their share, or its account or host its part of that share.
     Slow,
-    /// The receiver hasn't answered yet and has one request under way, or the unproven receivers have
+    /// The receiver hasn't answered yet and has one request in flight, or the unproven receivers have
     /// used up their share.
     Unproven,
-    /// The receiver was overloaded, and has as many requests under way as its ramp allows now.
+    /// The receiver was overloaded, and has as many requests in flight as its ramp allows now.
     Ramp,
     /// The capacity is used up, and the delivery doesn't wait for a place: its receiver isn't prompt, or
     /// the process is shutting down.

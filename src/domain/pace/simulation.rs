@@ -22,7 +22,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The simulated RETRY_SCHEDULE, in seconds.
 const SCHEDULE: [u64; 5] = [1, 2, 4, 8, 16];
 
-/// A request counts as slow once it has been under way for this long: longer than [`SLOW`].
+/// A request counts as slow once it has been in flight for this long: longer than [`SLOW`].
 const LATE: Duration = SLOW.saturating_add(Duration::from_micros(1));
 
 /// No run needs this many steps, unless it is in an endless loop.
@@ -87,9 +87,9 @@ struct Backlog {
     hold: Hold,
 }
 
-/// A request under way.
+/// A request in flight.
 #[derive(Debug)]
-struct RequestUnderWay {
+struct RequestInFlight {
     attempt: Attempt,
     delivery: usize,
     queue: usize,
@@ -128,7 +128,7 @@ struct Change {
     webhook: usize,
     /// The queue whose capacity was used by a request that has ended.
     ended: Option<usize>,
-    /// The queue that has fewer requests under way to unproven or slow receivers.
+    /// The queue that has fewer requests in flight to unproven or slow receivers.
     fewer: Option<usize>,
 }
 
@@ -165,7 +165,7 @@ struct Simulation {
     /// The backlogs that hold something, by queue and webhook.
     open: BTreeSet<(usize, usize)>,
     rotation: usize,
-    under_way: BTreeMap<u64, RequestUnderWay>,
+    in_flight: BTreeMap<u64, RequestInFlight>,
     began: u64,
     /// The requests that don't count as slow yet, in the order in which they began.
     early: VecDeque<u64>,
@@ -213,7 +213,7 @@ impl Simulation {
             backlogs: vec![vec![backlog; webhooks]; queues],
             open: BTreeSet::new(),
             rotation: 0,
-            under_way: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
             began: 0,
             early: VecDeque::new(),
             models: vec![Model::default(); webhooks],
@@ -295,7 +295,7 @@ impl Simulation {
             }
             Step::Ends(number) => self.end(number),
             Step::IsLate(number) => {
-                if let Some(RequestUnderWay { queue, webhook, .. }) = self.under_way.get(&number) {
+                if let Some(RequestInFlight { queue, webhook, .. }) = self.in_flight.get(&number) {
                     let (webhook, fewer) = (*webhook, Some(*queue));
                     self.offer(Change { webhook, ended: None, fewer });
                 }
@@ -308,10 +308,10 @@ impl Simulation {
     fn obstacles(&self, queue: usize, webhook: usize) -> Obstacles {
         let Subscriber { group, max_in_flight, .. } = self.scenario.subscribers[webhook];
         let of_webhook = |usage: &Usage| usage.webhooks[webhook];
-        let under_way = self.usages.iter().map(of_webhook).sum();
-        let (capacity, whose) = (self.scenario.capacities[queue], (group, webhook, under_way));
+        let in_flight = self.usages.iter().map(of_webhook).sum();
+        let (capacity, whose) = (self.scenario.capacities[queue], (group, webhook, in_flight));
         let (model, usage) = (&self.models[webhook], &self.usages[queue]);
-        let is_limited = max_in_flight.is_some_and(|most| under_way >= most.get() as usize);
+        let is_limited = max_in_flight.is_some_and(|most| in_flight >= most.get() as usize);
         let mut obstacles = Obstacles::of(model, usage, capacity, whose, self.now);
         obstacles.is_limited = is_limited;
         obstacles.may_yield = max_in_flight.is_some() && self.usages.len() > 1;
@@ -393,7 +393,7 @@ impl Simulation {
         }
         self.early.push_back(number);
         let (began, began_as) = (now, class);
-        let request = RequestUnderWay {
+        let request = RequestInFlight {
             attempt,
             delivery,
             queue,
@@ -404,17 +404,17 @@ impl Simulation {
             is_probe,
             response,
         };
-        self.under_way.insert(number, request);
+        self.in_flight.insert(number, request);
     }
 
     /// Counts requests that have taken over a second as slow.
     fn note_late(&mut self) {
         while let Some(number) = self.early.front().copied() {
-            if let Some(request) = self.under_way.get_mut(&number) {
+            if let Some(request) = self.in_flight.get_mut(&number) {
                 if self.now < request.began + LATE {
                     break;
                 }
-                let RequestUnderWay { queue, webhook, began, .. } = *request;
+                let RequestInFlight { queue, webhook, began, .. } = *request;
                 let was = std::mem::replace(&mut request.class, Class::Slow);
                 let group = self.scenario.subscribers[webhook].group;
                 self.usages[queue].remove(was, group, webhook);
@@ -426,16 +426,16 @@ impl Simulation {
     }
 
     fn end(&mut self, number: u64) {
-        let request = self.under_way.remove(&number).expect("it is under way");
-        let RequestUnderWay { attempt, delivery, queue, webhook, began, class, is_probe, .. } =
+        let request = self.in_flight.remove(&number).expect("it is in flight");
+        let RequestInFlight { attempt, delivery, queue, webhook, began, class, is_probe, .. } =
             request;
         let of_webhook = |usage: &Usage| usage.webhooks[webhook];
-        let under_way: usize = self.usages.iter().map(of_webhook).sum();
+        let in_flight: usize = self.usages.iter().map(of_webhook).sum();
         self.usages[queue].remove(class, self.scenario.subscribers[webhook].group, webhook);
         if let Some(Response { failure, .. }) = request.response {
             self.conclude(delivery, failure);
             let event = self.deliveries[delivery].event;
-            let how = (began, is_probe, under_way);
+            let how = (began, is_probe, in_flight);
             let expected = self.models[webhook].ends(how, (event, failure), self.bounds, self.now);
             let event = event.to_string();
             let ended = match failure {

@@ -10,7 +10,7 @@ use crate::domain::outcome::Reason;
 /// The only queue in most of these tests.
 const QUEUE: usize = 0;
 
-/// One queue's pace, its clock, and what is under way.
+/// One queue's pace, its clock, and what is in flight.
 struct Subject {
     pace: Pace,
     now: Moment,
@@ -118,7 +118,7 @@ impl Subject {
 }
 
 #[test]
-fn an_unproven_receiver_has_one_request_under_way_until_its_first_answer() {
+fn an_unproven_receiver_has_one_request_in_flight_until_its_first_answer() {
     let mut subject = Subject::new(64);
     let first = subject.begin(by(1));
     assert_eq!(subject.hold(by(1)), Some(Hold::Unproven));
@@ -207,7 +207,7 @@ fn a_waiting_delivery_is_refused_if_there_is_another_reason_when_it_is_called() 
     assert!(matches!(called(&mut subject), Some((ticket, Ok(_))) if ticket == first));
     assert_eq!(called(&mut subject), None);
     // The called one has a place now, so the other is over its share.
-    let other = subject.pace.under_way.keys().next().copied().expect("one is under way");
+    let other = subject.pace.in_flight.keys().next().copied().expect("one is in flight");
     subject.deliver(Attempt { number: other, is_probe: false });
     assert_eq!(called(&mut subject), Some((second, Err(Hold::Share))));
 }
@@ -332,7 +332,7 @@ fn overload_halves_the_requests_at_a_time_and_successes_raise_them_again() {
     let mut attempts: Vec<_> = (0..8).map(|_| subject.begin(by(1))).collect();
     let attempt = attempts.pop().expect("eight of them");
     subject.after(5).fail_by(attempt, true, None);
-    // Half of the eight may be under way.
+    // Half of the eight may be in flight.
     assert_eq!(subject.hold(by(1)), Some(Hold::Ramp));
     for attempt in attempts.drain(..3) {
         subject.fail_by(attempt, true, None);
@@ -435,7 +435,7 @@ fn an_ailment_says_what_is_wrong_and_since_when() {
 }
 
 #[test]
-fn requests_under_way_stay_counted_when_their_webhook_is_forgotten() {
+fn requests_in_flight_stay_counted_when_their_webhook_is_forgotten() {
     let mut subject = Subject::proven(64, [1]);
     let attempts = [subject.begin(by(1)), subject.begin(by(1))];
     subject.pace.forget(id(1));
@@ -449,7 +449,7 @@ fn requests_under_way_stay_counted_when_their_webhook_is_forgotten() {
 }
 
 #[test]
-fn memory_is_bounded_and_receivers_with_requests_under_way_are_kept() {
+fn memory_is_bounded_and_receivers_with_requests_in_flight_are_kept() {
     let mut subject = Subject::new(64);
     let asked = subject.begin(by(u128::MAX));
     for webhook in 0..2_000 {
@@ -475,7 +475,7 @@ fn an_instance_has_its_part_of_a_webhooks_limits_or_all_or_nothing() {
         let limits = Limits { max_in_flight: NonZeroU32::new(most), rate: None };
         Ask { limits, ..by(webhook) }
     };
-    // How many may be under way, and why the next is refused.
+    // How many may be in flight, and why the next is refused.
     let first_refused = |subject: &Subject, ask: Ask| {
         let mut subject = Subject { pace: subject.pace.clone(), ..*subject };
         if let Some(hold) = subject.hold(ask) {
@@ -483,11 +483,11 @@ fn an_instance_has_its_part_of_a_webhooks_limits_or_all_or_nothing() {
         }
         let attempt = subject.begin(ask);
         subject.deliver(attempt);
-        let mut under_way = Vec::new();
+        let mut in_flight = Vec::new();
         while subject.hold(ask).is_none() {
-            under_way.push(subject.begin(ask));
+            in_flight.push(subject.begin(ask));
         }
-        (under_way.len(), subject.hold(ask))
+        (in_flight.len(), subject.hold(ask))
     };
     let reached = Some(Hold::Limit(Limit::InFlight, Duration::ZERO));
     // Each of the two instances may send two of four.

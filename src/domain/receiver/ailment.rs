@@ -27,7 +27,7 @@ pub struct Ailment {
 pub enum Condition {
     /// Its circuit breaker is open.
     Open,
-    /// Its circuit breaker is half-open: a probe is under way.
+    /// Its circuit breaker is half-open: a probe is in flight.
     HalfOpen,
     /// It sent `Retry-After`.
     StayAway,
@@ -40,7 +40,7 @@ pub enum Condition {
 /// When a receiver with an ailment gets its next attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// A probe is under way, and no other attempt begins before its end.
+    /// A probe is in flight, and no other attempt begins before its end.
     Probing,
     /// It gets its next attempt with the first delivery that comes after this time.
     After(Duration),

@@ -67,7 +67,7 @@ impl ClassHistory {
         self.since
     }
 
-    /// Records that one of its requests has been under way for longer than [`SLOW`].
+    /// Records that one of its requests has been in flight for longer than [`SLOW`].
     pub(super) fn took_long(&mut self, now: Moment) {
         if self.class == Class::Prompt {
             let lasted = now.saturating_sub(self.since);

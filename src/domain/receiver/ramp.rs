@@ -9,10 +9,10 @@ use super::Moment;
 /// More than any queue's capacity: from here on the ramp is over.
 const UNLIMITED: u32 = 1_024;
 
-/// Limits the requests under way to one receiver. Unlimited by default.
+/// Limits the requests in flight to one receiver. Unlimited by default.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ramp {
-    /// How many requests may be under way; `None` for no limit.
+    /// How many requests may be in flight; `None` for no limit.
     window: Option<u32>,
     /// Whether each success doubles the window: after an outage, until the next failure.
     doubles: bool,
@@ -22,19 +22,19 @@ pub(super) struct Ramp {
 }
 
 impl Ramp {
-    /// Whether another request may begin while `under_way` are.
-    pub(super) fn has_room(&self, under_way: u32) -> bool {
-        self.window.is_none_or(|window| under_way < window)
+    /// Whether another request may begin while `in_flight` are.
+    pub(super) fn has_room(&self, in_flight: u32) -> bool {
+        self.window.is_none_or(|window| in_flight < window)
     }
 
-    /// Records that a request that began at `began` showed overload, while `under_way` requests
-    /// (including itself) were under way. Several requests sent together halve the window once.
-    pub(super) fn overloaded(&mut self, began: Moment, under_way: u32, now: Moment) {
+    /// Records that a request that began at `began` showed overload, while `in_flight` requests
+    /// (including itself) were in flight. Several requests sent together halve the window once.
+    pub(super) fn overloaded(&mut self, began: Moment, in_flight: u32, now: Moment) {
         self.doubles = false;
         if self.window.is_some() && began < self.halved_at {
             return;
         }
-        let window = self.window.unwrap_or(u32::MAX).min(under_way);
+        let window = self.window.unwrap_or(u32::MAX).min(in_flight);
         self.window = Some((window / 2).max(1));
         self.halved_at = now;
     }
@@ -44,12 +44,12 @@ impl Ramp {
         self.doubles = false;
     }
 
-    /// Records a success, while `under_way` requests (including itself) were under way.
-    pub(super) fn succeeded(&mut self, under_way: u32) {
+    /// Records a success, while `in_flight` requests (including itself) were in flight.
+    pub(super) fn succeeded(&mut self, in_flight: u32) {
         let Some(window) = self.window else { return };
         let window = match window {
             _ if self.doubles => window * 2,
-            _ if under_way >= window => window + 1,
+            _ if in_flight >= window => window + 1,
             _ => window,
         };
         self.window = (window < UNLIMITED).then_some(window);

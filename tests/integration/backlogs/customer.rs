@@ -32,7 +32,7 @@ impl Manner {
 #[derive(Clone, Debug)]
 pub(super) struct Arrival {
     pub(super) id: String,
-    /// When it was answered with 200; `None`: it is under way, or was refused.
+    /// When it was answered with 200; `None`: it is in flight, or was refused.
     pub(super) accepted_at: Option<Instant>,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Arrival {
 struct Book {
     manner: Manner,
     arrivals: Vec<Arrival>,
-    under_way: usize,
+    in_flight: usize,
     most: usize,
 }
 
@@ -55,7 +55,7 @@ fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
 
 impl Customer {
     pub(super) fn new(manner: Manner) -> Self {
-        let book = Book { manner, arrivals: Vec::new(), under_way: 0, most: 0 };
+        let book = Book { manner, arrivals: Vec::new(), in_flight: 0, most: 0 };
         let book = Arc::new(Mutex::new(book));
         let answering = Arc::clone(&book);
         let receiver = Receiver::answering(move |request| {
@@ -63,8 +63,8 @@ impl Customer {
                 let mut book = lock(&answering);
                 let arrival = Arrival { id: request.id().to_owned(), accepted_at: None };
                 book.arrivals.push(arrival);
-                book.under_way += 1;
-                book.most = book.most.max(book.under_way);
+                book.in_flight += 1;
+                book.most = book.most.max(book.in_flight);
                 (book.manner, book.arrivals.len() - 1)
             };
             match manner {
@@ -75,7 +75,7 @@ impl Customer {
                 Manner::Refuses(_) => {}
             }
             let mut book = lock(&answering);
-            book.under_way -= 1;
+            book.in_flight -= 1;
             match manner {
                 Manner::Takes(_) | Manner::Holds => {
                     book.arrivals[number].accepted_at = Some(Instant::now());
@@ -114,15 +114,15 @@ impl Customer {
         events.iter().filter(|event| accepted.contains_key(&event.id)).count()
     }
 
-    /// The most requests under way at a time so far.
+    /// The most requests in flight at a time so far.
     pub(super) fn most(&self) -> usize {
         lock(&self.book).most
     }
 
-    /// Restarts that maximum with the requests that are under way.
+    /// Restarts that maximum with the requests that are in flight.
     pub(super) fn forget_most(&self) {
         let mut book = lock(&self.book);
-        book.most = book.under_way;
+        book.most = book.in_flight;
     }
 
     /// How often it has accepted each event.
@@ -171,7 +171,7 @@ impl Customer {
 
     /// Checks that those of these events that it accepted at their first request were sent in this
     /// order. A lane's consumers work in parallel: whenever an event is accepted, fewer than `at_once`
-    /// earlier ones may still be under way. These may take any time: on a busy machine one event may be
+    /// earlier ones may still be in flight. These may take any time: on a busy machine one event may be
     /// overtaken by many others.
     #[track_caller]
     pub(super) fn assert_in_order(&self, events: &[Event], at_once: usize) {

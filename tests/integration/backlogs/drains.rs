@@ -34,7 +34,7 @@ fn draining(count: usize, arrived: usize) -> Stage {
 }
 
 #[test]
-fn a_kill_while_a_backlog_drains_loses_nothing_and_repeats_what_was_under_way() {
+fn a_kill_while_a_backlog_drains_loses_nothing_and_repeats_what_was_in_flight() {
     let Stage { sandbox, customer, events, notifier } = draining(ALL, 150);
     notifier.kill();
     let accepted = customer.accepted();

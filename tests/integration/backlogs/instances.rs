@@ -42,7 +42,7 @@ fn of_two_instances_one_probes_a_receiver_that_is_away() {
         instances.iter().all(|notifier| held(notifier, sandbox.queue()) > 0.0)
     });
     publish(&sandbox, 50);
-    // Requests that were under way when the breaker opened have been answered.
+    // Requests that were in flight when the breaker opened have been answered.
     let start = [0, 1].map(|n| probes(&instances[n]));
     wait_until(SOON, "it is probed", || [0, 1].iter().any(|n| probes(&instances[*n]) > start[*n]));
     let start = [0, 1].map(|n| probes(&instances[n]));

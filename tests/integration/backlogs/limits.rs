@@ -55,7 +55,7 @@ fn a_rate_holds_for_events_backlog_and_retries_together_and_all_arrive() {
     let places: Vec<_> = first.map(place).collect();
     assert_eq!(places.len(), 100);
     for (at, place) in places.iter().enumerate() {
-        // After a stall of the machine, as many requests as were saved up meanwhile are under way
+        // After a stall of the machine, as many requests as were saved up meanwhile are in flight
         // together.
         assert!(at.abs_diff(*place) < RATE, "event {place} was request {at}: {places:?}");
     }
@@ -122,6 +122,6 @@ fn the_backlogs_of_two_queues_share_the_rate_of_their_receiver() {
 }
 
 #[test]
-fn the_backlogs_of_two_queues_take_turns_if_one_request_may_be_under_way() {
+fn the_backlogs_of_two_queues_take_turns_if_one_request_may_be_in_flight() {
     check_two_queues("max_in_flight = 1");
 }

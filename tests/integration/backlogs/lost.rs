@@ -58,7 +58,7 @@ fn a_deleted_backlog_is_reported_and_created_again_and_the_others_continue() {
 }
 
 #[test]
-fn a_request_under_way_while_its_backlog_is_deleted_ends_well() {
+fn a_request_in_flight_while_its_backlog_is_deleted_ends_well() {
     let sandbox = Sandbox::new();
     let customer = Customer::new(Manner::AT_ONCE);
     let webhook = sandbox.webhook(&customer.url(), &["*"]);
@@ -70,14 +70,14 @@ fn a_request_under_way_while_its_backlog_is_deleted_ends_well() {
     publish(&sandbox, 3);
     // The first of them was in its queue, the second one in the backlog.
     let queue = backlog(&sandbox, webhook);
-    wait_until(SOON, "the head of the backlog is under way, and the last one is there", || {
+    wait_until(SOON, "the head of the backlog is in flight, and the last one is there", || {
         customer.requests() == 3 && held(&notifier, sandbox.queue()) >= 2.0
     });
     sandbox.broker.delete(&queue).expect("it is there");
     notifier.wait_stderr(SOON, "backlog lost");
     let new = publish(&sandbox, 3);
     wait_until(SOON, "there is a new backlog", || sandbox.broker.ready(&queue) > Some(0));
-    assert_eq!(customer.accepted(), 2, "the request is still under way");
+    assert_eq!(customer.accepted(), 2, "the request is still in flight");
     customer.becomes(Manner::AT_ONCE);
     customer.wait_accepted(SOON, &new);
     let more = publish(&sandbox, 20);

@@ -10,7 +10,7 @@ use crate::harness::{
 };
 
 /// More than the time after which a silent instance counts as dead: five heartbeats of three seconds, and
-/// the one that was under way.
+/// the one that was in flight.
 const EXPIRY: Duration = Duration::from_secs(18);
 
 /// A webhook with this limit, whose receiver answers after `millis` milliseconds.
@@ -34,7 +34,7 @@ fn wait_all_know(instances: &[Notifier]) {
     });
 }
 
-/// Requests take at most a second, so that an instance knows soon that the others have none under way.
+/// Requests take at most a second, so that an instance knows soon that the others have none in flight.
 fn launch(sandbox: &Sandbox) -> Launch {
     sandbox.notifier().env("REQUEST_TIMEOUT", "1s")
 }
@@ -66,7 +66,7 @@ fn three_instances_together_use_all_of_a_webhooks_limit_and_no_more() {
     wait_until(SOON, "some have arrived", || customer.accepted() >= 20);
     events.extend(publish(&sandbox, 60));
     customer.wait_accepted(SOON, &events);
-    assert!((1..=4).contains(&customer.most()), "{} were under way", customer.most());
+    assert!((1..=4).contains(&customer.most()), "{} were in flight", customer.most());
 
     // One of them delivers everything that has to wait, and may use the whole limit.
     let before: Vec<f64> = instances.iter().map(delivered).collect();
@@ -199,7 +199,7 @@ fn instances_that_join_while_a_backlog_drains_add_nothing_to_the_limit() {
     let before = customer.accepted();
     assert!(before < 550, "{before} of 600 had arrived before");
     customer.wait_accepted(LATER, &events);
-    assert!(customer.most() <= 4, "{} were under way", customer.most());
+    assert!(customer.most() <= 4, "{} were in flight", customer.most());
     for notifier in instances {
         notifier.terminate();
     }
@@ -233,7 +233,7 @@ fn while_postgresql_is_away_the_last_known_number_of_instances_is_kept() {
         instances.iter().all(|one| known_instances(one) == 2.0)
     });
     assert!(customer.requests() > requests, "nothing was sent in {:?}", began.elapsed());
-    assert!(customer.most() <= 2, "{} were under way", customer.most());
+    assert!(customer.most() <= 2, "{} were in flight", customer.most());
     proxy.thaw();
     holds_for(EXPIRY, "they know of each other", || {
         instances.iter().all(|one| known_instances(one) == 2.0)
@@ -269,8 +269,8 @@ fn without_the_table_each_instance_keeps_limits_by_itself_and_logs_it_once() {
         assert_eq!(notifier.count_stderr(&["instances not known"]), 1);
         notifier.wait_stderr(SOON, "instances share the limits of webhooks again");
     }
-    // The requests under way of each instance end within a second.
-    wait_until(SOON, "one request is under way at a time", || {
+    // The requests in flight of each instance end within a second.
+    wait_until(SOON, "one request is in flight at a time", || {
         customer.forget_most();
         let before = customer.accepted();
         wait_until(SOON, "some more arrive", || {
@@ -293,7 +293,7 @@ fn instances_with_different_queues_each_deliver_what_is_in_their_own() {
     sandbox.broker.publish(&sandbox.queues[1], &others);
     events.extend(others);
     customer.wait_accepted(SOON, &events);
-    assert!(customer.most() <= 2, "{} were under way", customer.most());
+    assert!(customer.most() <= 2, "{} were in flight", customer.most());
     customer.assert_each_once(&events);
 }
 
@@ -371,7 +371,7 @@ fn once_nothing_waits_for_a_limit_each_instance_delivers_its_share_again() {
     // That takes a minute, and the time until all instances know.
     wait_until(2 * LATER, "each delivers its own events", || next_ten() == (2, 0.0));
     customer.wait_accepted(SOON, &events);
-    assert!(customer.most() <= 4, "{} were under way", customer.most());
+    assert!(customer.most() <= 4, "{} were in flight", customer.most());
     for notifier in instances {
         notifier.terminate();
     }

@@ -48,7 +48,7 @@ fn check(breaks: impl FnOnce(&Sandbox, &Proxy), repairs: impl FnOnce(&Sandbox, &
     customer.becomes(Manner::Holds);
     let events = publish(&sandbox, 10);
     // In less than the minute after which the first of them is attempted again.
-    wait_until(SOON, "one is under way, and the others wait", || {
+    wait_until(SOON, "one is in flight, and the others wait", || {
         held(&notifier, sandbox.queue()) == 9.0
     });
     assert_eq!(customer.requests(), 2);

@@ -1,5 +1,5 @@
 //! A receiver returns after an outage. While it catches up, the notifier, the broker or both get SIGKILL:
-//! nothing is lost, and only requests that were under way are repeated.
+//! nothing is lost, and only requests that were in flight are repeated.
 //!
 //! `make drain-kill`: KILLS, EVENTS and SEED set the number of kills, the events of each, and the run.
 
@@ -19,7 +19,7 @@ use crate::harness::{
     wait_until,
 };
 
-/// The most requests under way, and so the most repeats after a kill.
+/// The most requests in flight, and so the most repeats after a kill.
 const CAPACITY: usize = 64;
 
 /// The receiver's response time. With half of the capacity, it gets about six hundred deliveries per
@@ -204,7 +204,7 @@ impl Drain {
             }
             thread::sleep(Duration::from_millis(20));
         }
-        // By then, requests under way have been answered, and redelivered events have arrived.
+        // By then, requests in flight have been answered, and redelivered events have arrived.
         wait_until(LATER, "every lane consumes, and has nothing left", || {
             let lanes = [self.sandbox.queue().to_owned(), self.sandbox.retry_queue()];
             self.notifier.is_ready()

@@ -13,7 +13,7 @@ use super::{
 /// How many delivery examples are listed if something is wrong.
 const EXAMPLES: usize = 10;
 
-/// Requests within this time of each other may have been under way together, and overtake each other:
+/// Requests within this time of each other may have been in flight together, and overtake each other:
 /// on a busy machine threads wait for the CPU, and if the first packet of a connection is dropped, TCP sends
 /// it again after a second (RFC 6298). It is far shorter than the minute that a delivery without a backlog
 /// waits.
@@ -166,13 +166,13 @@ impl Ledger {
         }
     }
 
-    /// Counts the first requests that were overtaken: never by a request that may have been under way at
+    /// Counts the first requests that were overtaken: never by a request that may have been in flight at
     /// the same time.
     fn enter_order(&mut self, history: &History) {
         struct Lane {
             /// When requests arrived and for which events, in the order of their arrival.
             came: Vec<(Moment, usize)>,
-            /// How many of these arrived too long ago to be still under way.
+            /// How many of these arrived too long ago to be still in flight.
             ended: usize,
             /// The highest number among the ended ones.
             highest: Option<usize>,

@@ -296,11 +296,11 @@ fn overtaken(history: &History) -> (usize, usize) {
 }
 
 #[test]
-fn a_delivery_is_overtaken_by_a_later_event_that_was_no_longer_under_way() {
+fn a_delivery_is_overtaken_by_a_later_event_that_was_no_longer_in_flight() {
     assert_eq!(overtaken(&came(&[10_001, 11_001, 12_001])), (0, 3));
     assert_eq!(overtaken(&came(&[20_000, 11_001, 12_001])), (1, 3));
     assert_eq!(overtaken(&came(&[20_000, 20_010, 12_001])), (2, 3));
-    // The later event may still have been under way.
+    // The later event may still have been in flight.
     assert_eq!(overtaken(&came(&[20_000, 18_501, 21_000])), (0, 3));
     assert_eq!(overtaken(&came(&[20_000, 18_500, 21_000])), (1, 3));
     check(&came(&[20_000, 11_001]), &["1 of 2 deliveries came out of order"]);

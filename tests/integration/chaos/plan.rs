@@ -129,7 +129,7 @@ impl Fault {
         }
     }
 
-    /// Whether events that were under way may arrive later than others that were published after them,
+    /// Whether events that were in flight may arrive later than others that were published after them,
     /// because notifiers hand them back or there are several. Faults of receivers and webhooks must not
     /// change the order.
     pub(super) fn disturbs_order(self) -> bool {

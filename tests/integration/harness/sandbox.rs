@@ -156,7 +156,7 @@ impl Sandbox {
             .env("QUEUES", self.queues.join(","))
     }
 
-    /// QUEUES with a capacity of one: a lane has one consumer, and one request is under way at a
+    /// QUEUES with a capacity of one: a lane has one consumer, and one request is in flight at a
     /// time.
     pub(crate) fn one_at_a_time(&self) -> String {
         format!("{}=1", self.queues.join("=1,"))

@@ -43,8 +43,8 @@ fn a_receiver_that_fails_occasionally_keeps_its_breaker_closed_and_gets_every_ev
 /// What a receiver measured when a request arrived.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
-    /// Requests under way, including this one.
-    under_way: usize,
+    /// Requests in flight, including this one.
+    in_flight: usize,
     /// How many had been answered before.
     answered: u32,
 }
@@ -54,16 +54,16 @@ struct Seen {
 struct Watched(Arc<Mutex<(usize, u32, Vec<Seen>)>>);
 
 impl Watched {
-    /// Records a request, which is under way for this time.
+    /// Records a request, which is in flight for this time.
     fn during(&self, time: Duration) {
         {
-            let (under_way, answered, seen) = &mut *self.0.lock().expect("no holder panics");
-            *under_way += 1;
-            seen.push(Seen { under_way: *under_way, answered: *answered });
+            let (in_flight, answered, seen) = &mut *self.0.lock().expect("no holder panics");
+            *in_flight += 1;
+            seen.push(Seen { in_flight: *in_flight, answered: *answered });
         }
         thread::sleep(time);
-        let (under_way, answered, _) = &mut *self.0.lock().expect("no holder panics");
-        *under_way -= 1;
+        let (in_flight, answered, _) = &mut *self.0.lock().expect("no holder panics");
+        *in_flight -= 1;
         *answered += 1;
     }
 
@@ -128,7 +128,7 @@ fn a_breaker_opens_after_a_second_of_failures_probes_closes_and_the_requests_ram
     for seen in watched.seen() {
         // After the probe there is one request at a time, and each success doubles that.
         let most = 1_usize << seen.answered.saturating_sub(1).min(10);
-        assert!(seen.under_way <= most, "{seen:?}");
+        assert!(seen.in_flight <= most, "{seen:?}");
     }
     assert_eq!(state(&notifier, "half_open"), state(&notifier, "open"));
     assert_eq!(state(&notifier, "closed"), 1.0);
@@ -190,7 +190,7 @@ fn an_overloaded_receiver_gets_half_as_many_requests() {
     for seen in &watched.seen()[1..] {
         // Half of the refused ones, and one more with each success.
         let most = refused.div_ceil(2) + seen.answered as usize;
-        assert!(seen.under_way <= most, "{seen:?} after {refused} were refused");
+        assert!(seen.in_flight <= most, "{seen:?} after {refused} were refused");
     }
     notifier.terminate();
     sandbox.wait_drained();

@@ -22,7 +22,7 @@ impl Simulation {
             let capacity = self.scenario.capacities[queue];
             let mut usage = Usage::new(groups, self.models.len());
             let mut begun_by_others = 0;
-            for request in self.under_way.values().filter(|request| request.queue == queue) {
+            for request in self.in_flight.values().filter(|request| request.queue == queue) {
                 let group = self.scenario.subscribers[request.webhook].group;
                 usage.add(request.class, group, request.webhook);
                 begun_by_others += usize::from(request.began_as != Class::Prompt);
@@ -32,7 +32,7 @@ impl Simulation {
             let counted = self.pace.in_use(queue, self.now).map(|(_, count)| count);
             let are_right = counted == [used - slow - unproven, unproven, slow];
             self.require(are_right, || format!("{counted:?} in queue {queue}, but {usage:?}"));
-            self.require(used <= capacity, || format!("{used} under way in queue {queue}"));
+            self.require(used <= capacity, || format!("{used} in flight in queue {queue}"));
             self.require(begun_by_others <= three_quarters(capacity), || {
                 format!(
                     "{begun_by_others} requests of queue {queue} began for receivers not prompt"
@@ -79,10 +79,10 @@ impl Simulation {
     pub(super) fn check_end(&mut self) {
         let lanes = self.lanes.iter().flatten();
         let held = lanes.map(|lane| lane.messages.len() + lane.busy).sum::<usize>();
-        let (under_way, waiting) = (self.under_way.len(), self.waiting.iter().flatten().count());
-        self.require(held + self.open.len() + under_way + waiting == 0, || {
+        let (in_flight, waiting) = (self.in_flight.len(), self.waiting.iter().flatten().count());
+        self.require(held + self.open.len() + in_flight + waiting == 0, || {
             format!(
-                "left forever: {held} in lanes, backlogs {:?}, {under_way} under way, {waiting} waiting",
+                "left forever: {held} in lanes, backlogs {:?}, {in_flight} in flight, {waiting} waiting",
                 self.open
             )
         });
@@ -91,7 +91,7 @@ impl Simulation {
         self.require(concluded == all, || format!("only {concluded} of {all} deliveries ended"));
         let fresh = Pace::new(self.scenario.capacities.iter().copied(), self.pace.breaker, 0);
         let [left, nothing] = [&self.pace, &fresh].map(|pace| format!("{:?}", pace.queues));
-        self.require(left == nothing && self.pace.under_way.is_empty(), || left);
+        self.require(left == nothing && self.pace.in_flight.is_empty(), || left);
         for webhook in 0..self.models.len() {
             let receiver = self.pace.receiver(Uuid::from_u128(webhook as u128));
             let is_busy = receiver.is_some_and(Receiver::is_busy);

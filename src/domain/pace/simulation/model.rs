@@ -39,7 +39,7 @@ pub(super) struct Model {
     failing_since: Moment,
     succeeded_at: Moment,
     breaker: BreakerState,
-    /// How many requests may be under way.
+    /// How many requests may be in flight.
     pub(super) window: usize,
     doubles: bool,
     halved_at: Moment,
@@ -114,10 +114,10 @@ impl Model {
         }
     }
 
-    /// Records that a request ends, while `under_way` requests (including itself) are under way.
+    /// Records that a request ends, while `in_flight` requests (including itself) are in flight.
     pub(super) fn ends(
         &mut self,
-        (began, is_probe, under_way): (Moment, bool, usize),
+        (began, is_probe, in_flight): (Moment, bool, usize),
         (event, failure): (usize, Option<Failure>),
         bounds: Option<Bounds>,
         now: Moment,
@@ -135,7 +135,7 @@ impl Model {
             }
             if self.doubles {
                 self.window *= 2;
-            } else if under_way >= self.window {
+            } else if in_flight >= self.window {
                 self.window += 1;
             }
             if self.window >= 1_024 {
@@ -145,7 +145,7 @@ impl Model {
         };
         self.doubles = false;
         if failure.is_overload && (self.window == usize::MAX || began >= self.halved_at) {
-            self.window = (self.window.min(under_way) / 2).max(1);
+            self.window = (self.window.min(in_flight) / 2).max(1);
             self.halved_at = now;
         }
         if let Some(wanted) = failure.retry_after {
@@ -229,12 +229,12 @@ impl Usage {
     }
 }
 
-/// While this many requests to slow receivers are under way, half of the capacity, no other begins.
+/// While this many requests to slow receivers are in flight, half of the capacity, no other begins.
 pub(super) fn half(capacity: usize) -> usize {
     capacity - capacity / 2
 }
 
-/// While this many requests to slow and unproven receivers are under way, three quarters of the
+/// While this many requests to slow and unproven receivers are in flight, three quarters of the
 /// capacity, no other to them begins. With two places or more, the rest is for prompt receivers.
 pub(super) fn three_quarters(capacity: usize) -> usize {
     (capacity * 3 / 4).max(1)
@@ -262,7 +262,7 @@ impl Obstacles {
         model: &Model,
         usage: &Usage,
         capacity: usize,
-        (group, webhook, under_way): (usize, usize, usize),
+        (group, webhook, in_flight): (usize, usize, usize),
         now: Moment,
     ) -> Self {
         let free = capacity.saturating_sub(usage.used).max(1);
@@ -289,7 +289,7 @@ impl Obstacles {
                 BreakerState::Open(until) => now < until,
                 BreakerState::Probing => true,
             },
-            fills_window: under_way >= model.window,
+            fills_window: in_flight >= model.window,
             has_share: usage.webhooks[webhook] >= free,
             group_has_share: all >= 3 * free,
             class_has_share,

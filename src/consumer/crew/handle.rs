@@ -12,7 +12,7 @@ use crate::domain::in_hand::Ages;
 use crate::pipeline::Progress;
 
 /// A consumer as other threads see it.
-pub(in crate::consumer) struct Post {
+pub(in crate::consumer) struct ConsumerHandle {
     progress: Progress,
     /// Set once it consumes.
     messages: OnceLock<Receiver<ConsumerMessage>>,
@@ -31,7 +31,7 @@ struct Gate {
     failed: bool,
 }
 
-impl Post {
+impl ConsumerHandle {
     pub(super) fn new(returned: Sender<Returned>) -> Self {
         let (taken, old, gate) = Default::default();
         let messages = OnceLock::new();
