@@ -149,7 +149,7 @@ impl Backlogs {
 
     /// Waits until the table has said which receivers were down, and which have a backlog. A lane that
     /// consumed before would send a receiver that is down a request for each delivery, and new events past
-    /// older ones. Gives up after [`RESTORE_TIMEOUT`], so that no lane depends on it.
+    /// older ones. Gives up after `RESTORE_TIMEOUT`, so that no lane depends on it.
     pub fn wait_until_restored(&self, shutdown: &Shutdown) {
         select! {
             recv(self.restored) -> _ => {}

@@ -137,7 +137,7 @@ impl Publisher {
     /// again, and so perhaps twice.
     ///
     /// # Errors
-    /// [`NotConfirmed`] if so many others wait that it could not be accepted within [`CONFIRM_TIMEOUT`].
+    /// [`NotConfirmed`] if so many others wait that it could not be accepted within `CONFIRM_TIMEOUT`.
     pub fn publish(&self, message: Outgoing) -> Result<Confirmation, NotConfirmed> {
         let (confirmed, outcome) = bounded(1);
         let since = Instant::now();
