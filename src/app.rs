@@ -285,6 +285,7 @@ impl Parts {
             Arc::clone(receivers),
             &publisher,
             Arc::clone(metrics),
+            Arc::clone(&self.objects),
             self.shutdown.clone(),
         );
         let pipeline = Pipeline::new(

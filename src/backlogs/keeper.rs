@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, Sender, select};
 use uuid::Uuid;
 
 use super::{Backlogs, KeeperRequest, Key, Known, News};
-use crate::broker::{BrokerError, Link, Publisher, backlog_queue};
+use crate::broker::{BrokerError, Link, Objects, Publisher, backlog_queue};
 use crate::clock;
 use crate::config::Config;
 use crate::directory::{Directory, TableChange};
@@ -38,6 +38,9 @@ const READ_INTERVAL: Duration = Duration::from_secs(60);
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 const COUNTED: usize = 20;
 
+/// How long after a loss its consumer may still report it.
+const REPORTED_WITHIN: Duration = Duration::from_secs(60);
+
 /// The keeper's ends of the channels.
 #[derive(Debug)]
 pub struct Inbox {
@@ -57,6 +60,7 @@ pub struct Keeper {
     directory: Arc<Directory>,
     receivers: Arc<Receivers>,
     metrics: Arc<Metrics>,
+    objects: Arc<Objects>,
     gone: Receiver<(String, Uuid)>,
     shutdown: Shutdown,
     link: Option<Link>,
@@ -77,7 +81,9 @@ pub struct Keeper {
     not_created: Causes,
     not_read: Causes,
     /// Backlogs whose queue seems to be gone, to be checked once the broker answers.
-    lost: Vec<Key>,
+    suspects: Vec<Key>,
+    /// When backlogs were last found to be lost.
+    lost: HashMap<Key, Instant>,
     /// Backlogs that may exist without a row; `None` until the webhooks are known.
     unsearched: Option<Unsearched>,
 }
@@ -95,6 +101,7 @@ impl Keeper {
         receivers: Arc<Receivers>,
         publisher: &Publisher,
         metrics: Arc<Metrics>,
+        objects: Arc<Objects>,
         shutdown: Shutdown,
     ) -> Self {
         Self {
@@ -105,6 +112,7 @@ impl Keeper {
             directory,
             receivers,
             metrics,
+            objects,
             gone: publisher.gone_backlogs().clone(),
             shutdown,
             link: None,
@@ -117,7 +125,8 @@ impl Keeper {
             no_creation_before: None,
             not_created: Causes::default(),
             not_read: Causes::default(),
-            lost: Vec::new(),
+            suspects: Vec::new(),
+            lost: HashMap::new(),
             unsearched: None,
         }
     }
@@ -171,9 +180,10 @@ impl Keeper {
             if is_due || !self.directory.is_listening() {
                 self.report_standings();
             }
-            for key in std::mem::take(&mut self.lost) {
+            for key in std::mem::take(&mut self.suspects) {
                 self.check_lost(key);
             }
+            self.lost.retain(|_, at| at.elapsed() < REPORTED_WITHIN);
             self.remove_closed(now);
             self.search();
             if now >= counted_at {
@@ -318,35 +328,51 @@ impl Keeper {
     /// Checks whether a backlog's queue is gone, because its consumer ended. From 4.3 on, RabbitMQ also ends a
     /// consumer if a message wasn't acked in time, and when it is about to delete the queue.
     fn check_lost(&mut self, key: Key) {
-        if !self.is_known(key) {
-            return;
+        match self.note_if_lost(key) {
+            // If it was lost, a new delivery has created it again before its consumer reported the loss.
+            Ok(true) => {
+                let queue = backlog_queue(self.origin(key), key.1);
+                if self.lost.remove(&key).is_none() {
+                    log::warn!(
+                        "backlog interrupted queue={queue}: RabbitMQ cancelled its consumer; consuming it \
+                         again. If somebody has deleted the queue, its deliveries are lost; otherwise {RAISE_IT}"
+                    );
+                }
+                self.send_news(key, News::Opened(key.1));
+            }
+            Ok(false) => {}
+            // Until the broker answers, this process doesn't consume it.
+            Err(_) => self.suspects.push(key),
         }
+    }
+
+    /// If the queue of a known backlog is gone, forgets the backlog, and reports that its deliveries are lost,
+    /// unless an instance has removed it. Returns whether the backlog exists, or why that is unknown.
+    fn note_if_lost(&mut self, key: Key) -> Result<bool, String> {
+        let Some(last_count) = self.backlogs.known().get(&key).map(|known| known.depths.now())
+        else {
+            return Ok(false);
+        };
         let origin = self.origin(key).to_owned();
         let queue = backlog_queue(&origin, key.1);
         let is_there = self.ask_broker(|link, shutdown| link.queue_messages(&queue, shutdown));
-        match is_there {
-            Ok(None) => {}
-            Ok(Some(_)) => {
-                log::warn!(
-                    "backlog interrupted queue={queue}: RabbitMQ cancelled its consumer; consuming it \
-                     again. If somebody has deleted the queue, its deliveries are lost; otherwise {RAISE_IT}"
-                );
-                return self.send_news(key, News::Opened(key.1));
-            }
-            // Until the broker answers, this process doesn't consume it.
-            Err(_) => return self.lost.push(key),
+        if is_there.map_err(|error| error.to_string())?.is_some() {
+            return Ok(true);
         }
         // An instance that removes a backlog deletes the row first.
-        let Ok(rows) = self.store.backlogs() else { return self.lost.push(key) };
+        let rows = self.store.backlogs().map_err(|error| error.to_string())?;
         let is_ours = |row: &BacklogRow| row.queue == origin && row.webhook == key.1;
         if rows.iter().any(|row| is_ours(row) && !row.is_closing) {
             log::error!(
-                "backlog lost queue={queue}: somebody has deleted it with its deliveries; new deliveries \
-                 create another"
+                "backlog lost queue={queue} messages={last_count}: somebody has deleted it with its \
+                 deliveries (as of the last count); new deliveries create another"
             );
             self.metrics.backlogs_lost().inc();
+            self.objects.backlog_lost(&queue, last_count);
+            self.lost.insert(key, Instant::now());
         }
         self.remove_known(key);
+        Ok(false)
     }
 
     /// Notifies the consumers if webhooks with a backlog were paused, resumed, disabled or deleted.

@@ -75,6 +75,12 @@ pub(super) fn is_refusal(error: &amiquip::Error) -> bool {
     matches!(error, amiquip::Error::ServerClosedChannel { .. })
 }
 
+/// Whether an object can't be declared because it exists with other arguments.
+pub(super) fn has_other_arguments(error: &amiquip::Error) -> bool {
+    matches!(error, amiquip::Error::ServerClosedChannel { code: 406, message, .. }
+        if message.contains("inequivalent arg"))
+}
+
 /// Whether the user lacks the permission for the call.
 pub(super) fn is_forbidden(error: &amiquip::Error) -> bool {
     matches!(error, amiquip::Error::ServerClosedChannel { code: 403, .. })

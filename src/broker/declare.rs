@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use amiquip::{Channel, ExchangeType, FieldTable, QueueDeclareOptions};
 
-use super::calls::{Calls, QueueCounts, is_absent, is_forbidden, is_refusal};
+use super::calls::{Calls, QueueCounts, has_other_arguments, is_absent, is_forbidden, is_refusal};
 use super::objects::Objects;
 use super::refusal::is_away;
 use super::topology::{
@@ -189,14 +189,16 @@ impl Declarer<'_> {
                 return Ok(true);
             }
         }
+        let ready = messages.unwrap_or(0);
         // This changes nothing if the queue exists, and fails if it has other arguments.
         match self.calls.call(|channel| channel.queue_declare(name, options).map(drop)) {
-            Ok(()) => {}
+            Ok(()) => self.objects.declared(Kind::Queue, name, ready),
             // Without the permission to create a queue, its arguments can't be compared either.
-            Err(error) if messages.is_some() && is_forbidden(&error) => {}
+            Err(error) if messages.is_some() && is_forbidden(&error) => {
+                self.objects.found(Kind::Queue, name, ready);
+            }
             Err(error) => return self.refused(Kind::Queue, name, error).map(|()| false),
         }
-        self.objects.declared(Kind::Queue, name, messages.unwrap_or(0));
         Ok(true)
     }
 
@@ -214,11 +216,12 @@ impl Declarer<'_> {
             return Ok(());
         }
         match self.create_exchange(kind, name) {
-            Ok(()) => {}
-            Err(error) if is_there && is_forbidden(&error) => {}
+            Ok(()) => self.objects.declared(Kind::Exchange, name, 0),
+            Err(error) if is_there && is_forbidden(&error) => {
+                self.objects.found(Kind::Exchange, name, 0);
+            }
             Err(error) => return self.refused(Kind::Exchange, name, error),
         }
-        self.objects.declared(Kind::Exchange, name, 0);
         Ok(())
     }
 
@@ -304,6 +307,9 @@ impl Declarer<'_> {
     fn refused(&mut self, kind: Kind, name: &str, error: amiquip::Error) -> amiquip::Result<()> {
         if !is_refusal(&error) {
             return Err(error);
+        }
+        if has_other_arguments(&error) {
+            self.objects.replaced(kind, name);
         }
         // If only its node is away, its lane waits and keeps trying.
         let is_vital = !is_away(&error);

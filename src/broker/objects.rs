@@ -158,25 +158,46 @@ impl Objects {
         drop(known);
         self.set(kind, name, State::Missing, |object, before| {
             object.returned = None;
-            if before != Some(State::There) {
-                return;
-            }
-            let messages = object.messages;
-            object.lost = Some(Loss { at: Instant::now(), messages });
-            self.counts.lost(kind).inc();
-            match kind {
-                Kind::Queue => log::error!(
-                    "queue lost queue={name} messages={messages}: it was deleted, or expired by a policy, \
-                     with the {} (counted {} s ago, without messages in hand); publish their events again",
-                    contents(name),
-                    object.seen.elapsed().as_secs()
-                ),
-                Kind::Exchange | Kind::Binding => log::error!(
-                    "{kind} lost {kind}={name}: somebody has deleted it; it will be recreated",
-                    kind = kind.label()
-                ),
+            if before == Some(State::There) {
+                self.lose(kind, name, object);
             }
         });
+    }
+
+    fn lose(&self, kind: Kind, name: &str, object: &mut Object) {
+        let messages = object.messages;
+        object.lost = Some(Loss { at: Instant::now(), messages });
+        self.counts.lost(kind).inc();
+        match kind {
+            Kind::Queue => log::error!(
+                "queue lost queue={name} messages={messages}: it was deleted, or expired by a policy, \
+                 with the {} (counted {} s ago, without messages in hand); publish their events again",
+                contents(name),
+                object.seen.elapsed().as_secs()
+            ),
+            Kind::Exchange | Kind::Binding => log::error!(
+                "{kind} lost {kind}={name}: somebody has deleted it; it will be recreated",
+                kind = kind.label()
+            ),
+        }
+    }
+
+    /// Shows for a while that a backlog was lost, with that many messages.
+    pub fn backlog_lost(&self, queue: &str, messages: u32) {
+        self.set(Kind::Queue, queue, State::There, |object, _| {
+            object.lost = Some(Loss { at: Instant::now(), messages });
+        });
+    }
+
+    /// Records that an object has other arguments than ours. If it had ours, which can't be changed, somebody
+    /// has deleted it and created another.
+    pub(super) fn replaced(&self, kind: Kind, name: &str) {
+        if let Some(object) = self.lock().get_mut(&(kind, name.to_owned()))
+            && object.state == State::There
+            && object.compared.take().is_some()
+        {
+            self.lose(kind, name, object);
+        }
     }
 
     /// Records that an object is unusable, and logs the reason if it is new.
@@ -363,6 +384,32 @@ mod tests {
         objects.declared(Kind::Queue, "q", 0);
         objects.missing(Kind::Queue, "q", Instant::now());
         assert!(is_due());
+    }
+
+    #[test]
+    fn an_object_that_had_our_arguments_and_has_others_was_replaced() {
+        let objects = objects();
+        let lost = || objects.counts.lost(Kind::Queue).get();
+        objects.replaced(Kind::Queue, "q");
+        objects.found(Kind::Queue, "q", 7);
+        objects.replaced(Kind::Queue, "q");
+        assert_eq!(lost(), 0, "its arguments were not known");
+        objects.declared(Kind::Queue, "q", 7);
+        for _ in 0..2 {
+            objects.replaced(Kind::Queue, "q");
+            objects.refused(Kind::Queue, "q", "classic");
+        }
+        assert_eq!(lost(), 1);
+        assert_eq!(objects.standings()[0].messages, 7);
+    }
+
+    #[test]
+    fn a_lost_backlog_is_shown_and_not_unusable() {
+        let objects = objects();
+        objects.backlog_lost("b", 7);
+        let standing = &objects.standings()[0];
+        assert!(standing.is_there && standing.lost.is_some() && standing.messages == 7);
+        assert_eq!((objects.counts.unusable.get(), objects.counts.lost(Kind::Queue).get()), (0, 0));
     }
 
     #[test]

@@ -51,6 +51,9 @@ impl Keeper {
                 ));
             }
         }
+        // A known backlog is opened again if a message for it was returned. If its queue is gone, the declaration
+        // below would create it, and nobody would know that its deliveries are lost.
+        self.note_if_lost(key)?;
         let origin = self.origin(key).to_owned();
         let class = self.receivers.class(key.1).unwrap_or_default().label();
         self.store.open_backlog(&origin, key.1, cause, class).map_err(|error| error.to_string())?;

@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::{
     Customer, Manner, backlog, held, open_breaker, pauses::set_paused, publish, wait_held,
 };
-use crate::harness::{Event, LATER, SOON, Sandbox, wait_until};
+use crate::harness::{Event, LATER, Notifier, SOON, Sandbox, wait_for, wait_until};
 
-fn lost(notifier: &crate::harness::Notifier) -> f64 {
+fn lost(notifier: &Notifier) -> f64 {
     notifier.metric("webhook_backlogs_lost_total", &[])
 }
 
@@ -38,7 +38,7 @@ fn a_deleted_backlog_is_reported_and_created_again_and_the_others_continue() {
     let at_deletion = other.accepted();
     assert!(at_deletion < 350, "{at_deletion} of 400 were delivered before");
     let line = notifier.wait_stderr(SOON, "backlog lost");
-    assert!(line.contains("ERROR") && line.contains(&format!("queue={queue}:")), "{line}");
+    assert!(line.contains("ERROR") && line.contains(&format!("queue={queue} messages=")), "{line}");
     notifier.wait_metric("webhook_backlogs_lost_total", &[], 1.0);
     let new = publish(&sandbox, 10);
     wait_until(SOON, "there is a new backlog", || sandbox.broker.ready(&queue) > Some(0));
@@ -55,6 +55,62 @@ fn a_deleted_backlog_is_reported_and_created_again_and_the_others_continue() {
     notifier.terminate();
     customer.assert_each_once(&new);
     other.assert_in_order(&others, super::CAPACITY);
+}
+
+/// Deletes a backlog with some deliveries, and publishes until it exists again. Checks that the loss is reported.
+fn delete_while_events_arrive(sandbox: &Sandbox, notifier: &mut Notifier, queue: &str) {
+    let deliveries = [("queue", sandbox.queue())];
+    let waiting = wait_for(SOON, "all that wait are counted", || {
+        let counted = notifier.metric("webhook_backlog_deliveries", &deliveries);
+        (counted >= 5.0 && sandbox.broker.ready(queue).map(f64::from) == Some(counted))
+            .then_some(counted)
+    });
+    sandbox.broker.delete(queue).expect("it is there");
+    wait_until(SOON, "there is a new backlog", || {
+        publish(sandbox, 1);
+        sandbox.broker.ready(queue).is_some()
+    });
+    let line = notifier.wait_stderr(SOON, &format!("backlog lost queue={queue}"));
+    assert!(line.contains(&format!("messages={waiting}:")), "{line}");
+    assert_eq!(lost(notifier), 1.0);
+    assert!(notifier.get("/status.json").body.contains(&format!("The queue {queue} was deleted")));
+    assert_eq!(notifier.metric("webhook_topology_unusable", &[]), 0.0);
+}
+
+#[test]
+fn a_backlog_that_is_deleted_while_events_arrive_for_it_is_reported_if_its_webhook_is_paused() {
+    let sandbox = Sandbox::new();
+    let customer = Customer::new(Manner::AT_ONCE);
+    let webhook = sandbox.webhook(&customer.url(), &["*"]);
+    set_paused(&sandbox, webhook, true);
+    let mut notifier = sandbox.notifier().start();
+    publish(&sandbox, 5);
+    delete_while_events_arrive(&sandbox, &mut notifier, &backlog(&sandbox, webhook));
+    set_paused(&sandbox, webhook, false);
+    let new = publish(&sandbox, 3);
+    customer.wait_accepted(LATER, &new);
+    notifier.terminate();
+}
+
+#[test]
+fn a_backlog_that_is_deleted_while_events_arrive_for_it_is_reported_if_its_breaker_is_open() {
+    let sandbox = Sandbox::new();
+    let customer = Customer::new(Manner::Refuses(503));
+    let webhook = sandbox.webhook(&customer.url(), &["*"]);
+    let mut notifier = sandbox
+        .notifier()
+        .env("CIRCUIT_BREAKER", "1,5s,5s")
+        .env("RETRY_SCHEDULE", "1m,repeat")
+        .start();
+    open_breaker(&sandbox, &notifier);
+    publish(&sandbox, 10);
+    delete_while_events_arrive(&sandbox, &mut notifier, &backlog(&sandbox, webhook));
+    let new = publish(&sandbox, 3);
+    customer.becomes(Manner::AT_ONCE);
+    customer.wait_accepted(LATER, &new);
+    assert_eq!(notifier.count_stderr(&["backlog interrupted"]), 0);
+    assert_eq!(notifier.count_stderr(&["backlog lost"]), 1);
+    notifier.terminate();
 }
 
 #[test]

@@ -148,6 +148,7 @@ fn an_unusable_queue_affects_only_what_needs_it() {
         let _ = sandbox.broker.delete(wait);
         sandbox.broker.declare(wait, FieldTable::new()).ok()
     });
+    notifier.wait_stderr(SOON, &format!("queue lost queue={wait}"));
     let line = notifier.wait_stderr(SOON, &format!("not usable queue={wait}"));
     assert!(line.contains("ERROR") && line.contains("empty it and delete it"), "{line}");
     check(&notifier);
