@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -41,7 +42,7 @@ const MOST_NEAR: usize = 5;
 pub(super) struct Why {
     /// The event's id, which is `event=` in the log; or the header `webhook-id` that the receiver got; or
     /// the beginning of either, if it is unique
-    #[arg(required_unless_present = "webhook")]
+    #[arg(required_unless_present = "webhook", value_parser = NonEmptyStringValueParser::new())]
     event: Option<String>,
     /// Only this webhook: its id or the beginning of it. Without an event: how its deliveries went
     #[arg(long, value_name = "ID")]

@@ -91,6 +91,7 @@ fn a_failure_is_reported_with_its_reason_and_a_remedy_and_changes_nothing() {
     for (url, reason, expected) in [
         (receiver.url("/500"), "status_5xx", "would be tried again"),
         (receiver.url("/401"), "status_4xx", "headers and secret"),
+        (receiver.url("/429"), "status_4xx", "wants fewer requests"),
         (receiver.url("/302"), "status_3xx", "redirects are not followed"),
         (receiver.url("/410"), "gone", "would be dead, and the webhook disabled"),
         (receiver.url("/hang"), "timeout", "--timeout"),

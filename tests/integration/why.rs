@@ -349,8 +349,10 @@ fn for_an_unknown_event_the_possible_causes_are_named_and_it_fails() {
         (&false.into(), Some(4))
     );
     expect_parts(&why(&sandbox, 1, &["x", "--delivery-log", "off"]), &["DELIVERY_LOG=off"]);
-    let wrong = sandbox.command(&["why", "x", "--type", "two\nlines"]);
-    assert_eq!(wrong.code, Some(2), "{wrong:?}");
+    for wrong in [&["why", "x", "--type", "two\nlines"][..], &["why", ""]] {
+        let finished = sandbox.command(wrong);
+        assert_eq!(finished.code, Some(2), "{finished:?}");
+    }
 }
 
 #[test]

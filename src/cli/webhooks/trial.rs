@@ -76,6 +76,7 @@ pub(super) fn run(id: Uuid, what: TrialEvent, config: &Config, output: Output) -
         },
         failure: failure(
             &Outcome::of(trial.response.clone(), clock::now()),
+            trial.response.status(),
             is_refused(&trial.response, &webhook, config),
         ),
         trial,
@@ -147,7 +148,7 @@ fn is_refused(response: &Response, webhook: &Webhook, config: &Config) -> bool {
     response.status().is_some_and(|status| statuses.contains(status))
 }
 
-fn failure(outcome: &Outcome, is_refused: bool) -> Option<TrialFailure> {
+fn failure(outcome: &Outcome, status: Option<u16>, is_refused: bool) -> Option<TrialFailure> {
     let (reason, detail, then) = match outcome {
         Outcome::Delivered => return None,
         Outcome::Failed { reason, detail, .. } if is_refused => {
@@ -159,14 +160,22 @@ fn failure(outcome: &Outcome, is_refused: bool) -> Option<TrialFailure> {
         }
         Outcome::Hopeless { reason, detail, .. } => (reason, detail, "would be dead at once"),
     };
-    Some(TrialFailure { reason: *reason, detail: detail.clone(), then, remedy: remedy(*reason) })
+    Some(TrialFailure {
+        reason: *reason,
+        detail: detail.clone(),
+        then,
+        remedy: remedy(*reason, status),
+    })
 }
 
 /// What to do; empty if the detail already says it.
-fn remedy(reason: Reason) -> &'static str {
+fn remedy(reason: Reason, status: Option<u16>) -> &'static str {
     match reason {
         Reason::Status1xx => "is it an HTTP server?",
         Reason::Status3xx => "redirects are not followed: register the URL that it leads to",
+        Reason::Status4xx if status == Some(429) => {
+            "the receiver wants fewer requests: `webhooks set ID --rate` or `--max-in-flight` limits them"
+        }
         Reason::Status4xx => {
             "the receiver refuses the request: are path, headers and secret right?"
         }
