@@ -55,7 +55,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(30);
 pub(crate) const LATER: Duration = Duration::from_secs(90);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-const LONGEST_POLL_INTERVAL: Duration = Duration::from_millis(100);
+const LONGEST_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Waits until the condition holds; panics with the caller's line if it doesn't within the limit.
 #[track_caller]
@@ -64,9 +64,9 @@ pub(crate) fn wait_until(limit: Duration, what: &str, mut holds: impl FnMut() ->
     while !holds() {
         let waited = begun.elapsed();
         assert!(waited < limit, "not within {limit:?}: {what}");
-        // Polls less often the longer it takes: some waits last minutes, and each poll costs CPU
-        // time.
-        thread::sleep((waited / 20).clamp(POLL_INTERVAL, LONGEST_POLL_INTERVAL));
+        // Polls less often the longer it takes. Each poll costs CPU time, and a dozen tests that wait could use
+        // up all of it.
+        thread::sleep((waited / 10).clamp(POLL_INTERVAL, LONGEST_POLL_INTERVAL));
     }
 }
 
