@@ -227,9 +227,16 @@ impl Objects {
         }
     }
 
-    /// Records that the exchange returned a message for this queue: the queue is gone, or no longer bound.
-    pub(super) fn returned(&self, queue: &str) {
-        if let Some(object) = self.lock().get_mut(&(Kind::Queue, queue.to_owned())) {
+    /// Records that the exchange returned a message for this queue: the queue is gone, or no longer bound. A
+    /// message that was published before the last loss of the binding was noticed is no sign of another one.
+    pub(super) fn returned(&self, queue: &str, published_at: Instant) {
+        let mut known = self.lock();
+        let binding = known.get(&(Kind::Binding, queue.to_owned()));
+        let lost = binding.and_then(|binding| binding.lost);
+        if lost.is_some_and(|loss| published_at <= loss.at) {
+            return;
+        }
+        if let Some(object) = known.get_mut(&(Kind::Queue, queue.to_owned())) {
             object.returned = Some(Instant::now());
         }
     }
@@ -420,14 +427,18 @@ mod tests {
         objects.bound("q", Instant::now());
         objects.bound("q", Instant::now());
         assert_eq!(lost(), 0);
-        objects.returned("q");
+        let published_at = Instant::now();
+        objects.returned("q", published_at);
         objects.bound("q", Instant::now());
         objects.bound("q", Instant::now());
         assert_eq!(lost(), 1);
+        objects.returned("q", published_at);
+        objects.bound("q", Instant::now());
+        assert_eq!(lost(), 1, "it was published before the loss was noticed");
         // If the queue itself was lost, its binding doesn't count.
         objects.missing(Kind::Queue, "q", Instant::now());
         objects.found(Kind::Queue, "q", 0);
-        objects.returned("q");
+        objects.returned("q", Instant::now());
         objects.bound("q", Instant::now());
         assert_eq!(lost(), 1);
     }

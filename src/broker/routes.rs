@@ -1,6 +1,7 @@
 //! Reroutes messages whose queue is unusable, so that one bad queue holds up nothing else.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::objects::Objects;
 use super::outgoing::Outgoing;
@@ -65,9 +66,9 @@ impl Routes {
     }
 
     /// Records that a message was returned: its queue is missing, or not bound.
-    pub(super) fn returned(&self, exchange: &str, routing_key: &str) {
+    pub(super) fn returned(&self, exchange: &str, routing_key: &str, published_at: Instant) {
         if exchange == WAIT_EXCHANGE {
-            self.objects.returned(&queue_of(exchange, routing_key));
+            self.objects.returned(&queue_of(exchange, routing_key), published_at);
         }
         self.objects.check_soon();
     }

@@ -159,9 +159,12 @@ impl Confirming {
             self.gone.push((origin.to_owned(), webhook));
             return;
         }
+        let published_at = publication.as_ref().map_or_else(Instant::now, |it| it.published_at);
         self.unconfirmed.keep_unrouted(publication);
         match &self.routes {
-            Some(routes) => routes.returned(&returned.exchange, &returned.routing_key),
+            Some(routes) => {
+                routes.returned(&returned.exchange, &returned.routing_key, published_at);
+            }
             None => {
                 self.broken = Some(format!(
                     "the broker returned a message for {:?}, {:?}: {}",
