@@ -49,10 +49,10 @@ use std::{
 
 /// The limit for what should happen at once. It is far above the usual time: tests run a dozen at a
 /// time on small machines, and only a defect should fail one.
-pub(crate) const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// The limit for what includes a server's start or expired heartbeats.
-pub(crate) const LATER: Duration = Duration::from_secs(90);
+pub(crate) const LATER: Duration = Duration::from_secs(120);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const LONGEST_POLL_INTERVAL: Duration = Duration::from_millis(250);

@@ -7,7 +7,7 @@ use amiquip::{AmqpValue, FieldTable};
 use uuid::Uuid;
 
 use super::{
-    Broker, Database, Event, Message, Receiver, SOON, Servers, broker::PERSISTENT,
+    Broker, Database, Event, LATER, Message, Receiver, SOON, Servers, broker::PERSISTENT,
     notifier::Launch, process::Finished, wait_for, wait_until,
 };
 
@@ -165,7 +165,7 @@ impl Sandbox {
     /// Runs a command that ends by itself.
     #[track_caller]
     pub(crate) fn command(&self, arguments: &[&str]) -> Finished {
-        self.launch(arguments).spawn().finish(SOON)
+        self.launch(arguments).spawn().finish(LATER)
     }
 
     #[track_caller]

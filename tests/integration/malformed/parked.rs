@@ -65,6 +65,11 @@ impl Stage {
         Self { sandbox, receiver, webhook }
     }
 
+    /// The crafted deliveries are years old. On a busy machine one may have to wait before its attempt.
+    fn notifier(&self) -> Notifier {
+        self.sandbox.notifier().env("DELIVERY_MAX_AGE", "87600h").start()
+    }
+
     fn parked(&self) -> FieldTable {
         parked(self.webhook)
     }
@@ -109,7 +114,7 @@ impl Stage {
 #[test]
 fn a_message_of_the_retry_queue_that_is_no_delivery_is_a_dead_letter_and_not_sent() {
     let stage = Stage::new();
-    let mut notifier = stage.sandbox.notifier().start();
+    let mut notifier = stage.notifier();
     let mut cases = vec![("no headers".to_owned(), FieldTable::new())];
     for (header, value) in [
         ("x-webhook-id", text("1; DROP TABLE")),
@@ -158,7 +163,7 @@ fn a_message_of_the_retry_queue_that_is_no_delivery_is_a_dead_letter_and_not_sen
 #[test]
 fn integers_of_any_size_are_accepted_and_foreign_headers_are_ignored() {
     let stage = Stage::new();
-    let mut notifier = stage.sandbox.notifier().start();
+    let mut notifier = stage.notifier();
     let mut expected = 0;
     for value in integers() {
         stage.publish(stage.with("x-attempt", value));
@@ -178,7 +183,7 @@ fn integers_of_any_size_are_accepted_and_foreign_headers_are_ignored() {
 #[test]
 fn a_parked_delivery_of_an_unregistered_webhook_is_dropped_and_counted() {
     let stage = Stage::new();
-    let notifier = stage.sandbox.notifier().start();
+    let notifier = stage.notifier();
     for webhook in [Uuid::nil(), Uuid::max(), Uuid::new_v4()] {
         stage.publish(parked(webhook));
     }
@@ -213,7 +218,7 @@ const NEST: &[u8] = b"NEST";
 #[test]
 fn headers_nested_so_deep_that_parsing_would_crash_are_not_parsed() {
     let stage = Stage::new();
-    let mut notifier = stage.sandbox.notifier().start();
+    let mut notifier = stage.notifier();
     // Each level takes five or six bytes, and a frame has 128 KiB.
     let deep = |bytes: usize| text(&format!("NEST{}", "x".repeat(bytes)));
     // About thirty levels are normal.
@@ -247,7 +252,7 @@ fn headers_nested_so_deep_that_parsing_would_crash_are_not_parsed() {
 #[test]
 fn a_huge_header_table_is_cut_and_costs_no_connection() {
     let stage = Stage::new();
-    let mut notifier = stage.sandbox.notifier().start();
+    let mut notifier = stage.notifier();
     // Frames of 128 KiB, nearly full: with a dead letter's headers they would be too large.
     let huge = || text(&"x".repeat(130_500));
     let many = || {
@@ -276,7 +281,7 @@ fn a_huge_header_table_is_cut_and_costs_no_connection() {
 #[test]
 fn headers_that_are_not_utf8_are_malformed() {
     let stage = Stage::new();
-    let mut notifier = stage.sandbox.notifier().start();
+    let mut notifier = stage.notifier();
     let event =
         |headers| Event::raw("{\"crafted\" : 1}").kind("order.paid").id("crafted").headers(headers);
     let mut keyed = stage.parked();
