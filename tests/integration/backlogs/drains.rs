@@ -42,9 +42,7 @@ fn a_kill_while_a_backlog_drains_loses_nothing_and_repeats_what_was_in_flight() 
 
     let notifier = sandbox.notifier().start();
     customer.wait_accepted(LATER, &events);
-    sandbox.wait_drained();
-    notifier.terminate();
-    sandbox.wait_drained();
+    sandbox.drain(Vec::from([notifier]), || sandbox.notifier());
     let repeats = customer.repeats(&events);
     assert!(repeats <= CAPACITY, "{repeats} events were repeated");
 }

@@ -124,10 +124,7 @@ fn if_the_instance_that_drains_a_backlog_is_killed_the_other_continues() {
     wait_until(SOON, "the other continues", || by(&instances[0]) > by_other + 20.0);
     assert!(died.elapsed() < Duration::from_secs(10), "after {:?}", died.elapsed());
     customer.wait_accepted(LATER, &events);
-    for notifier in instances {
-        notifier.terminate();
-    }
-    sandbox.wait_drained();
+    sandbox.drain(instances, || sandbox.notifier());
     let repeats = customer.repeats(&events);
     assert!(repeats <= super::CAPACITY, "{repeats} events were repeated");
 }

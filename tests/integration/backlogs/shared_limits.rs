@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::{Customer, Manner, held_because, publish};
+use super::{Customer, Manner, held, held_because, publish};
 use crate::harness::{
     LATER, Notifier, Proxy, SOON, Sandbox, holds_for, notifier::Launch, wait_for, wait_until,
 };
@@ -60,7 +60,7 @@ fn only_sender(instances: &[Notifier], before: &[f64]) -> Option<usize> {
 #[test]
 fn three_instances_together_use_all_of_a_webhooks_limit_and_no_more() {
     let sandbox = Sandbox::new();
-    let (customer, webhook) = limited(&sandbox, "max_in_flight = 4", 100);
+    let (customer, webhook) = limited(&sandbox, "max_in_flight = 4", 200);
     let instances = start(&sandbox, 3);
     let mut events = publish(&sandbox, 60);
     wait_until(SOON, "some have arrived", || customer.accepted() >= 20);
@@ -158,10 +158,7 @@ fn if_the_instance_that_keeps_a_limit_is_killed_another_takes_it_over() {
     assert!(customer.most() <= 2, "one each of the new sender and the killed one");
     let rows = || sandbox.database.query("SELECT FROM notifier_instances", &[]).len();
     wait_until(SOON, "the entry of the killed one is deleted", || rows() == 2);
-    for notifier in instances {
-        notifier.terminate();
-    }
-    sandbox.wait_drained();
+    sandbox.drain(instances, || launch(&sandbox));
     assert!(customer.repeats(&events) <= super::CAPACITY);
 }
 
@@ -189,15 +186,18 @@ fn instances_that_join_while_a_backlog_drains_add_nothing_to_the_limit() {
     super::pauses::set_paused(&sandbox, webhook, true);
     let mut instances = start(&sandbox, 1);
     let events = publish(&sandbox, 600);
-    wait_until(SOON, "all are held back", || super::held(&instances[0], sandbox.queue()) == 600.0);
+    wait_until(SOON, "all are held back", || held(&instances[0], sandbox.queue()) == 600.0);
     super::pauses::set_paused(&sandbox, webhook, false);
     wait_until(SOON, "it drains", || customer.accepted() >= 40);
+    // It doesn't end before they have started.
+    customer.becomes(Manner::takes(500));
     for _ in 0..3 {
         instances.push(launch(&sandbox).start());
     }
     wait_all_know(&instances);
     let before = customer.accepted();
     assert!(before < 550, "{before} of 600 had arrived before");
+    customer.becomes(Manner::takes(50));
     customer.wait_accepted(LATER, &events);
     assert!(customer.most() <= 4, "{} were in flight", customer.most());
     for notifier in instances {
@@ -346,9 +346,17 @@ fn an_entry_without_an_instance_counts_for_a_while_and_is_deleted() {
 #[test]
 fn once_nothing_waits_for_a_limit_each_instance_delivers_its_share_again() {
     let sandbox = Sandbox::new();
-    let (customer, _) = limited(&sandbox, "max_in_flight = 4", 30);
+    // Slow enough that some of the first events have to wait, however busy the machine is.
+    let (customer, _) = limited(&sandbox, "max_in_flight = 4", 500);
     let instances = start(&sandbox, 2);
-    let mut events = publish(&sandbox, 100);
+    let mut events = publish(&sandbox, 40);
+    wait_until(SOON, "some wait for the limit", || {
+        if customer.accepted() + 20 > events.len() {
+            events.extend(publish(&sandbox, 20));
+        }
+        instances.iter().any(|one| held(one, sandbox.queue()) >= 1.0)
+    });
+    customer.becomes(Manner::takes(30));
     customer.wait_accepted(SOON, &events);
     let elsewhere = || -> f64 {
         let of = |one: &Notifier| held_because(one, sandbox.queue(), "elsewhere");

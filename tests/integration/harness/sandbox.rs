@@ -7,8 +7,11 @@ use amiquip::{AmqpValue, FieldTable};
 use uuid::Uuid;
 
 use super::{
-    Broker, Database, Event, LATER, Message, Receiver, SOON, Servers, broker::PERSISTENT,
-    notifier::Launch, process::Finished, wait_for, wait_until,
+    Broker, Database, Event, LATER, Message, Receiver, SOON, Servers,
+    broker::PERSISTENT,
+    notifier::{Launch, Notifier},
+    process::Finished,
+    wait_for, wait_until,
 };
 
 const LANES: [&str; 3] = ["high", "medium", "low"];
@@ -193,16 +196,38 @@ impl Sandbox {
     /// before, or has counted all deliveries.
     #[track_caller]
     pub(crate) fn wait_drained(&self) {
+        for queue in self.queues_to_drain() {
+            wait_until(SOON, &format!("{queue} is empty"), || self.is_empty(&queue));
+        }
+    }
+
+    /// Ends these notifiers, and lets others deliver what they handed back: after a kill, repeats may come
+    /// after everything else.
+    #[track_caller]
+    pub(crate) fn drain(&self, notifiers: Vec<Notifier>, launch: impl Fn() -> Launch) {
+        for notifier in notifiers {
+            notifier.terminate();
+        }
+        wait_until(LATER, "all queues are empty", || {
+            let is_drained = self.queues_to_drain().iter().all(|queue| self.is_empty(queue));
+            if !is_drained {
+                let notifier = launch().start();
+                self.wait_drained();
+                notifier.terminate();
+            }
+            is_drained
+        });
+    }
+
+    fn queues_to_drain(&self) -> Vec<String> {
         let of = |queue: &String| [queue.clone(), format!("{queue}.retry")];
-        for queue in self.queues.iter().flat_map(of) {
-            wait_until(SOON, &format!("{queue} is empty"), || self.broker.ready(&queue) == Some(0));
-        }
-        // A row is written before its queue is created, which a shutdown may prevent.
-        for queue in self.backlogs() {
-            wait_until(SOON, &format!("{queue} is empty"), || {
-                self.broker.ready(&queue).is_none_or(|count| count == 0)
-            });
-        }
+        self.queues.iter().flat_map(of).chain(self.backlogs()).collect()
+    }
+
+    /// A backlog's queue may be missing: its row is written before, and a shutdown may come between.
+    fn is_empty(&self, queue: &str) -> bool {
+        let is_backlog = queue.starts_with("webhooks.backlog.");
+        self.broker.ready(queue).map_or(is_backlog, |count| count == 0)
     }
 
     /// Waits for the next dead letter.
