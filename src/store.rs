@@ -264,8 +264,8 @@ impl Store {
         connect(&self.connector)
     }
 
-    /// Runs `work` on a new connection, within the time limit of a query. A new connection reports the
-    /// exact error, while the pool only reports that it has no connection.
+    /// Runs `work` on a connection outside the pool, within the time limit of a query. If none can be opened,
+    /// this reports the exact error, while the pool only reports that it has no connection.
     fn query_once<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
@@ -273,7 +273,9 @@ impl Store {
         let connector = self.connector.clone();
         let done = bounded_by_timeout(&self.connector, move || {
             let mut client = connect(&connector)?;
-            work(&mut client).map_err(|error| explain(connector.place(), &error))
+            let answer = work(&mut client).map_err(|error| explain(connector.place(), &error))?;
+            connector.keep(client);
+            Ok(answer)
         });
         done.unwrap_or_else(|| Err(no_answer(self.place())))
     }

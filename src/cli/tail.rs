@@ -55,6 +55,8 @@ pub(super) fn run(command: Tail) -> Result<()> {
         true => SHOWN_OF_WEBHOOK as usize,
         false => WHOLE,
     };
+    // Its connection isn't needed any more.
+    drop(store);
     if !is_json {
         print(heading(shown))?;
     }

@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::mem;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -43,6 +44,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(4);
 /// thread until the connection ends. Keep-alives end it if the server's machine is gone.
 const MOST_HANDSHAKES: usize = 16;
 
+/// How long a connection stays spare. Nothing has checked it since its last use.
+const SPARE_FOR: Duration = Duration::from_secs(5);
+
 /// The default of PostgreSQL's client too.
 const DEFAULT_PORT: u16 = 5432;
 
@@ -52,6 +56,14 @@ pub(super) struct Connector {
     /// The configuration without hosts and without our `options`.
     config: Config,
     inner: Arc<Inner>,
+    /// A connection that is no longer used, for the next one who wants one. A login takes several round trips,
+    /// and some commands ask PostgreSQL ten times.
+    spare: Arc<Mutex<Option<Spare>>>,
+}
+
+struct Spare {
+    client: Client,
+    since: Instant,
 }
 
 /// The part that a connector and its clones share.
@@ -139,6 +151,7 @@ impl Connector {
                 tls,
             }),
             config: stripped,
+            spare: Arc::default(),
         })
     }
 
@@ -146,7 +159,21 @@ impl Connector {
     pub(super) fn named(&self, name: &str) -> Self {
         let mut config = self.config.clone();
         config.application_name(name);
-        Self { config, inner: Arc::clone(&self.inner) }
+        Self { config, inner: Arc::clone(&self.inner), spare: Arc::default() }
+    }
+
+    /// Keeps a connection for the next one who wants one. Its session must be as if it were new.
+    pub(super) fn keep(&self, client: Client) {
+        let spare = Some(Spare { client, since: Instant::now() });
+        // Dropped, and thus closed, without the lock.
+        let _replaced =
+            mem::replace(&mut *self.spare.lock().unwrap_or_else(PoisonError::into_inner), spare);
+    }
+
+    fn take_spare(&self) -> Option<Client> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let is_usable = spare.since.elapsed() < SPARE_FOR && !spare.client.is_closed();
+        is_usable.then_some(spare.client)
     }
 
     /// Where PostgreSQL is, for messages: hosts, ports and the database.
@@ -370,7 +397,7 @@ impl ManageConnection for Connector {
     type Error = ConnectError;
 
     fn connect(&self) -> Result<Client, ConnectError> {
-        let connected = self.try_hosts();
+        let connected = self.take_spare().map_or_else(|| self.try_hosts(), Ok);
         let failed = |error| (Instant::now(), StoreError::of_connecting(self.place(), error));
         let failure = connected.as_ref().err().map(failed);
         *self.inner.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;

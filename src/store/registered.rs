@@ -383,7 +383,7 @@ impl Store {
         parameters: Vec<Owned>,
     ) -> Result<Vec<Registered>, StoreError> {
         let statement = statement.to_owned();
-        let mut session = self.session("webhook-notifier");
+        let mut session = self.unnamed_session();
         let ids: Vec<Uuid> = session.run(move |client| {
             let parameters: Vec<Parameter<'_>> =
                 parameters.iter().map(|(value, kind)| (&**value as _, kind.clone())).collect();
@@ -394,7 +394,7 @@ impl Store {
         for part in ids.chunks(row::CHUNK).map(<[Uuid]>::to_vec) {
             all.extend(session.run(move |client| read(client, &part))?);
         }
-        session.disconnect();
+        session.keep();
         Ok(all)
     }
 }

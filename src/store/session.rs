@@ -27,6 +27,11 @@ impl Store {
     pub fn session(&self, name: &str) -> Session {
         Session { connector: self.connector.named(name), client: None }
     }
+
+    /// A session whose connection may be one that is no longer used.
+    pub(super) fn unnamed_session(&self) -> Session {
+        Session { connector: self.connector.clone(), client: None }
+    }
 }
 
 impl Session {
@@ -38,6 +43,13 @@ impl Session {
                 drop(client);
                 Ok(())
             });
+        }
+    }
+
+    /// Keeps the connection for the next use of the store.
+    pub(super) fn keep(mut self) {
+        if let Some(client) = self.client.take() {
+            self.connector.keep(client);
         }
     }
 

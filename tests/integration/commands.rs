@@ -30,6 +30,27 @@ fn listed(sandbox: &Sandbox) -> Vec<Value> {
     }
 }
 
+/// With a distant PostgreSQL, logins are what takes time.
+#[test]
+fn a_command_uses_few_connections_for_many_queries() {
+    let sandbox = Sandbox::new();
+    let webhook = sandbox.webhook("https://example.org/hook", &["order.paid"]).to_string();
+    for arguments in [
+        &["webhooks", "list"][..],
+        &["webhooks", "show", &webhook],
+        &["why", "0c8e5b0e-7e0f-4d7f-9a51-3f1c2d6a7b10"],
+    ] {
+        let proxy = Proxy::before(&sandbox.servers.database_url);
+        let command = sandbox.launch(arguments);
+        let finished =
+            command.env("DATABASE_URL", proxy.url(sandbox.database.url())).spawn().finish(SOON);
+        assert!(!finished.stdout.is_empty(), "{arguments:?}: {finished:?}");
+        // Before each login, another connection asks whether there is a server.
+        let accepted = proxy.accepted();
+        assert!((2..=4).contains(&accepted), "{arguments:?}: {accepted} connections");
+    }
+}
+
 #[test]
 fn webhooks_are_added_listed_shown_disabled_and_removed() {
     let sandbox = Sandbox::new();
