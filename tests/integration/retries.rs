@@ -2,9 +2,17 @@
 
 use std::time::Duration;
 
-use crate::harness::{
-    Event, LATER, Receiver, Reply, SOON, Sandbox, receiver::Request, tolerance, wait_until,
-};
+use crate::harness::{Event, LATER, Receiver, Reply, SOON, Sandbox, receiver::Request, wait_until};
+
+/// How far from its due time, measured from the first attempt, a retry may be: a third of a second, and 2 %.
+/// The broker's own clock runs up to 1 % fast or slow while Erlang corrects it towards the system's ("time
+/// correction" in Erlang's manual).
+fn tolerance(due: Duration) -> Duration {
+    Duration::from_millis(333) + due / 50
+}
+
+/// By how much a busy machine may delay the retries altogether. The delays themselves are logged.
+const BUSY: Duration = Duration::from_secs(3);
 
 #[test]
 fn a_failing_receiver_is_retried_on_schedule_and_its_neighbour_is_asked_once() {
@@ -73,7 +81,7 @@ fn a_failing_receiver_is_retried_on_schedule_and_its_neighbour_is_asked_once() {
         let due = Duration::from_secs(due);
         let at = attempt.at - attempts[0].at;
         assert!(
-            at.abs_diff(due) <= tolerance(due),
+            at + tolerance(due) >= due && at <= due + tolerance(due) + BUSY,
             "attempt {} was made at {at:?}, not at {due:?}",
             attempt.attempt
         );

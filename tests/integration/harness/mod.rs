@@ -81,13 +81,6 @@ pub(crate) fn wait_for<T>(limit: Duration, what: &str, mut find: impl FnMut() ->
     found.expect("wait_until returned, so the condition held")
 }
 
-/// How far from its due time, measured from the first attempt, a retry may be: a third of a
-/// second, and 2 %. The broker's own clock runs up to 1 % fast or slow while Erlang corrects it
-/// towards the system's ("time correction" in Erlang's manual).
-pub(crate) fn tolerance(due: Duration) -> Duration {
-    Duration::from_millis(333) + due / 50
-}
-
 /// Panics if the condition stops holding within the period. Only for what no later event can prove,
 /// such as the absence of a request that must never arrive.
 #[track_caller]
