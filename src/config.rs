@@ -186,7 +186,14 @@ impl Settings {
             let name = quoted(&queue.name);
             format!("QUEUES: {name} is one queue: if you mean several, put commas between them")
         });
-        self.misspelt_variables().into_iter().chain(spaced).collect()
+        let age = Span::from(config.delivery_max_age);
+        let cut = config.retry_schedule.attempts_until(age.get()).map(|(gets, all)| {
+            format!(
+                "RETRY_SCHEDULE: a delivery gets {gets} of the {all} attempts, because it is older than \
+                 DELIVERY_MAX_AGE={age} before the others"
+            )
+        });
+        self.misspelt_variables().into_iter().chain(spaced).chain(cut).collect()
     }
 
     /// Reads and checks all settings. Opens nothing.

@@ -47,6 +47,18 @@ fn a_queue_whose_name_has_a_space_is_allowed_and_suspicious() {
 }
 
 #[test]
+fn attempts_that_are_never_made_are_suspicious() {
+    let suspicions = |age: &str| {
+        let given = [("QUEUES", "a".into()), ("DELIVERY_MAX_AGE", age.into())].into();
+        let settings = Settings { given, ..Settings::default() };
+        settings.suspicions(&settings.read().expect("they can be used"))
+    };
+    let is_said = |line: &String| line.contains("11 of the 12 attempts") && line.contains("=7h");
+    assert!(suspicions("7h").iter().any(is_said), "{:?}", suspicions("7h"));
+    assert!(!suspicions("72h").iter().any(|line| line.starts_with("RETRY_SCHEDULE")));
+}
+
+#[test]
 fn what_cannot_be_used_is_named() {
     for (variable, value) in [
         ("AMQP_URL", "http://s3cret@x/"),

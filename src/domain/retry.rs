@@ -40,6 +40,20 @@ impl Schedule {
         self.delays.iter().copied().filter(|delay| delay.get() <= wanted).max()
     }
 
+    /// How many attempts a delivery gets until it is older than `age`, and how many the schedule has; `None` if it
+    /// gets all of them, or if the schedule repeats.
+    #[must_use]
+    pub fn attempts_until(&self, age: Duration) -> Option<(usize, usize)> {
+        let mut waited = Duration::ZERO;
+        let within = self.delays.iter().take_while(|delay| {
+            let is_within = waited <= age;
+            waited = waited.saturating_add(delay.get());
+            is_within
+        });
+        let (gets, all) = (within.count() + 1, self.delays.len() + 1);
+        (gets < all && !self.repeats).then_some((gets, all))
+    }
+
     /// The longest delay.
     #[must_use]
     pub fn longest(&self) -> Span {
@@ -133,6 +147,20 @@ mod tests {
     fn check(text: &str, attempts: u32, retry_after: Option<u64>, expected: Option<&str>) {
         let delay = schedule(text).delay_after(attempts, retry_after.map(Duration::from_secs));
         assert_eq!(delay.map(|d| d.to_string()).as_deref(), expected);
+    }
+
+    #[test]
+    fn a_schedule_may_have_more_attempts_than_fit_into_an_age() {
+        for (text, age, expected) in [
+            ("1s,2s,4s", 0, Some((2, 4))),
+            ("1s,2s,4s", 1, Some((3, 4))),
+            ("1s,2s,4s", 2, Some((3, 4))),
+            ("1s,2s,4s", 3, None),
+            ("1s,2s,4s,repeat", 0, None),
+        ] {
+            let found = schedule(text).attempts_until(Duration::from_secs(age));
+            assert_eq!(found, expected, "{text} until {age} s");
+        }
     }
 
     #[test]
