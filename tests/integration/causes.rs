@@ -168,6 +168,7 @@ fn a_postgresql_role_that_may_no_longer_log_in_is_reported_after_its_sessions_en
     url.set_username(&role).expect("it has a host");
     url.set_password(Some("first")).expect("it has a host");
     let mut notifier = sandbox.notifier().env("DATABASE_URL", url.as_str()).start();
+    notifier.wait_listening();
 
     run(&format!(
         "ALTER ROLE {role} NOLOGIN;
