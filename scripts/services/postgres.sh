@@ -85,7 +85,7 @@ create_data() {
 
 # Prints the password as PostgreSQL stores it (RFC 5803), with a single iteration. By default there are 4096,
 # which slow down whoever guesses passwords. Nobody guesses ours, and each login in the tests would compute
-# them: a fifth of all their CPU time. Fails if Perl lacks the modules; then the server uses its default.
+# them: nearly a tenth of all their CPU time. Fails if Perl lacks the modules; then the server uses its default.
 scram_secret() {
     printf '%s' "$POSTGRES_PASSWORD" | perl -MDigest::SHA=sha256,hmac_sha256 -MMIME::Base64=encode_base64 -e '
         open(my $random, "<", "/dev/urandom") or die;

@@ -196,9 +196,12 @@ impl Sandbox {
     /// before, or has counted all deliveries.
     #[track_caller]
     pub(crate) fn wait_drained(&self) {
-        for queue in self.queues_to_drain() {
+        let wait_empty = |queue: String| {
             wait_until(SOON, &format!("{queue} is empty"), || self.is_empty(&queue));
-        }
+        };
+        self.queues_with_retries().into_iter().for_each(wait_empty);
+        // Read only now: what left the other queues may have opened one.
+        self.backlogs().into_iter().for_each(wait_empty);
     }
 
     /// Ends these notifiers, and lets others deliver what they handed back: after a kill, repeats may come
@@ -209,7 +212,8 @@ impl Sandbox {
             notifier.terminate();
         }
         wait_until(LATER, "all queues are empty", || {
-            let is_drained = self.queues_to_drain().iter().all(|queue| self.is_empty(queue));
+            let mut queues = self.queues_with_retries().into_iter().chain(self.backlogs());
+            let is_drained = queues.all(|queue| self.is_empty(&queue));
             if !is_drained {
                 let notifier = launch().start();
                 self.wait_drained();
@@ -219,9 +223,9 @@ impl Sandbox {
         });
     }
 
-    fn queues_to_drain(&self) -> Vec<String> {
+    fn queues_with_retries(&self) -> Vec<String> {
         let of = |queue: &String| [queue.clone(), format!("{queue}.retry")];
-        self.queues.iter().flat_map(of).chain(self.backlogs()).collect()
+        self.queues.iter().flat_map(of).collect()
     }
 
     /// A backlog's queue may be missing: its row is written before, and a shutdown may come between.
